@@ -23,7 +23,7 @@ def make_tiny_checkpoint(
     directory: Path,
     *,
     layers: int = 4,
-    hidden: int = 128,
+    hidden: int = 192,
     query_heads: int = 6,
     kv_heads: int = 2,
     head_dim: int = 64,
