@@ -1,5 +1,6 @@
 """Settings of a deployment: one model, read from flags, environment, a TOML file and defaults."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -68,6 +69,8 @@ class FrontendSettings(_Section):
     """Interface to listen on."""
     port: Port = 7700
     """TCP port; 0 lets the system pick one."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Front ends to start; the second listens on port + 1, and so on."""
     shutdown_grace_s: Seconds = 10.0
     """Seconds that running turns get to finish when the front end is stopped."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 512
@@ -241,6 +244,28 @@ class Settings(BaseSettings):
             clustering_workers=self.workers.clustering,
             worker_host=self.workers.host,
         )
+
+
+def render_toml(settings: Settings) -> str:
+    """Returns the settings as a TOML document with each field's meaning above it."""
+    top = [line for name in Settings.model_fields for line in _toml_entry(settings, name)]
+    parts = ["\n".join(top)]
+    for name in Settings.model_fields:
+        section = getattr(settings, name)
+        if isinstance(section, _Section):
+            lines = [f"# {type(section).__doc__}", f"[{name}]"]
+            lines += [line for field in type(section).model_fields for line in _toml_entry(section, field)]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml_entry(model: PydanticModel, name: str) -> list[str]:
+    value = getattr(model, name)
+    if isinstance(value, _Section):
+        return []
+    # JSON strings, numbers and booleans are TOML ones too.
+    entry = f"# {name} =" if value is None else f"{name} = {json.dumps(value, default=str)}"
+    return [f"# {type(model).model_fields[name].description}", entry]
 
 
 class ConfigError(ValueError):
