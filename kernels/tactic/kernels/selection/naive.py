@@ -1,0 +1,20 @@
+"""Selection of whole clusters: the definition."""
+
+import torch
+from tactic.kernels.ranking.naive import Ranking
+from torch import Tensor
+
+
+def select(ranking: Ranking, ranks: Tensor) -> Tensor:
+    """Clusters that hold the first `ranks` of each query head's order.
+
+    Args:
+        ranking: the cluster order.
+        ranks: `[Hq]` int64, ranks to read; a cluster that holds any of them is taken whole.
+
+    Returns:
+        `[Hq, K]` bool, by cluster.
+    """
+    begins = torch.nn.functional.pad(ranking.ends[:, :-1], (1, 0))
+    chosen = begins < ranks[:, None]
+    return torch.zeros_like(chosen).scatter_(1, ranking.order, chosen)

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tactic.kernels.index import Clusters, LayerArena, clusters_in
+from tactic.kernels.kmeans import kmeans
+
+
+def assert_partition(clusters: Clusters, n: int) -> None:
+    """Every position is in exactly one cluster, grouped and ascending; no cluster is empty."""
+    members = clusters.members.long()
+    assert torch.equal(members.sort(-1).values, torch.arange(n).expand_as(members))
+    assert torch.equal(clusters.starts, clusters.sizes.cumsum(-1) - clusters.sizes)
+    assert (clusters.sizes >= 1).all()
+    assert (clusters.sizes.sum(-1) == n).all()
+    boundaries = torch.zeros(members.shape, dtype=torch.bool).scatter_(1, clusters.starts.long(), True)
+    assert (boundaries[:, 1:] | (members[:, 1:] > members[:, :-1])).all()
+
+
+def mean_of_members(keys: torch.Tensor, clusters: Clusters, problem: int, cluster: int) -> torch.Tensor:
+    begin, size = int(clusters.starts[problem, cluster]), int(clusters.sizes[problem, cluster])
+    return keys[problem, clusters.members[problem, begin : begin + size].long()].float().mean(0)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 700),
+    dim=st.sampled_from([1, 3, 16]),
+    cluster_size=st.sampled_from([16, 32, 64]),
+    kind=st.sampled_from(["normal", "constant", "duplicates", "huge offset"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_every_position_is_in_exactly_one_cluster(
+    n: int, dim: int, cluster_size: int, kind: str, dtype: torch.dtype
+) -> None:
+    keys = torch.randn(2, n, dim, generator=torch.Generator().manual_seed(n))
+    if kind == "constant":
+        keys = torch.ones_like(keys)
+    elif kind == "duplicates":
+        keys = keys[:, torch.arange(n) % 3 % n]
+    elif kind == "huge offset":
+        keys = keys + 200
+    clusters = kmeans(keys.to(dtype), cluster_size)
+    assert clusters.centroids.shape == (2, clusters_in(n, cluster_size), dim)
+    assert clusters.centroids.dtype == dtype
+    assert clusters.centroids.isfinite().all()
+    assert (clusters.spread >= 0).all()
+    assert_partition(clusters, n)
+
+
+def test_centroids_and_spread_are_those_of_the_members() -> None:
+    keys = torch.randn(3, 500, 8, generator=torch.Generator().manual_seed(1))
+    clusters = kmeans(keys, 32)
+    for problem, cluster in [(0, 0), (1, 7), (2, 15)]:
+        mean = mean_of_members(keys, clusters, problem, cluster)
+        torch.testing.assert_close(clusters.centroids[problem, cluster], mean)
+        begin, size = int(clusters.starts[problem, cluster]), int(clusters.sizes[problem, cluster])
+        own = keys[problem, clusters.members[problem, begin : begin + size].long()]
+        torch.testing.assert_close(clusters.spread[problem, cluster], (own - mean).square().sum(-1).mean())
+
+
+def test_separated_blobs_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blob = torch.randperm(512, generator=generator) % 16
+    centres = 50 * torch.eye(16)
+    keys = centres[blob][None] + 0.1 * torch.randn(1, 512, 16, generator=generator)
+    first_of_each = torch.stack([keys[0, (blob == i).nonzero()[0, 0]] for i in range(16)])[None]
+    clusters = kmeans(keys, 32, init=first_of_each)
+    assert (clusters.sizes == 32).all()
+    assert (clusters.spread < 1).all()
+
+
+def test_iterations_reduce_the_spread() -> None:
+    keys = torch.randn(2, 1024, 8, generator=torch.Generator().manual_seed(2))
+    totals = []
+    for iterations in (1, 3, 10):
+        clusters = kmeans(keys, 32, max_iters=iterations)
+        totals.append((clusters.spread * clusters.sizes).sum())
+    assert totals[0] > totals[1] > totals[2]
+
+
+def test_a_problem_does_not_depend_on_its_neighbours() -> None:
+    keys = torch.randn(4, 300, 8, generator=torch.Generator().manual_seed(3))
+    together = kmeans(keys, 16)
+    alone = kmeans(keys[2:3], 16)
+    assert torch.equal(together.members[2:3], alone.members)
+
+
+def test_warm_start_from_its_own_result_changes_nothing() -> None:
+    keys = torch.randn(1, 400, 8, generator=torch.Generator().manual_seed(4))
+    settled = kmeans(keys, 32, max_iters=100)
+    again = kmeans(keys, 32, init=settled.centroids)
+    assert torch.equal(settled.members, again.members)
+
+
+def test_bad_arguments_are_named() -> None:
+    keys = torch.zeros(1, 8193, 4)
+    with pytest.raises(ValueError, match="n=8193"):
+        kmeans(keys, 32)
+    with pytest.raises(ValueError, match="max_iters=0"):
+        kmeans(keys[:, :10], 32, max_iters=0)
+    with pytest.raises(ValueError, match="init has shape"):
+        kmeans(keys[:, :100], 32, init=torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 8192])
+def test_arena_returns_what_was_written(n: int) -> None:
+    arena = LayerArena.create(heads=2, units=20, head_dim=4, cluster_size=16, dtype=torch.float32)
+    clusters = kmeans(torch.randn(2, n, 4, generator=torch.Generator().manual_seed(n)), 16, max_iters=1)
+    arena.write(3, clusters)
+    stored = arena.read(3, n)
+    for name in ("centroids", "spread", "members", "starts", "sizes"):
+        assert torch.equal(getattr(stored, name), getattr(clusters, name))
+
+
+def test_arena_refuses_what_does_not_fit() -> None:
+    arena = LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=32, dtype=torch.float32)
+    clusters = kmeans(torch.zeros(1, 600, 4), 32)
+    with pytest.raises(ValueError, match="at unit 1 takes 2 units, the arena has 2"):
+        arena.write(1, clusters)
+    with pytest.raises(ValueError, match="expected \\[heads, clusters, head_dim\\]"):
+        arena.write(0, kmeans(torch.zeros(1, 600, 4), 16))
+    with pytest.raises(ValueError, match="cluster_size=8"):
+        LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=8, dtype=torch.float32)
+
+
+def test_layers_of_one_call_can_be_split() -> None:
+    clusters = kmeans(torch.randn(6, 100, 4, generator=torch.Generator().manual_seed(0)), 32)
+    layers = clusters.split(3)
+    assert [layer.members.shape for layer in layers] == [(2, 100)] * 3
+    assert torch.equal(layers[1].centroids, clusters.centroids[2:4])
+    with pytest.raises(ValueError, match="parts=4"):
+        clusters.split(4)
