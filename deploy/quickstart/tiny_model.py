@@ -53,7 +53,7 @@ def make_tiny_checkpoint(
         "rope_theta": 1e6,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "bos_token_id": tokenizer.token_to_id(BOS),
         "eos_token_id": end,
@@ -100,6 +100,8 @@ def _weights(config: dict[str, object], rng: np.random.Generator) -> dict[str, n
 
     weights = {
         "model.embed_tokens.weight": matrix(int(str(config["vocab_size"])), hidden, np.sqrt(hidden)),
+        # Untied: a tied head would mostly repeat the last token.
+        "lm_head.weight": matrix(int(str(config["vocab_size"])), hidden, 4.0),
         "model.norm.weight": np.ones(hidden, np.float32),
     }
     for layer in range(int(str(config["num_hidden_layers"]))):
@@ -109,7 +111,7 @@ def _weights(config: dict[str, object], rng: np.random.Generator) -> dict[str, n
             prefix + "post_attention_layernorm.weight": np.ones(hidden, np.float32),
             prefix + "self_attn.q_proj.weight": matrix(query, hidden, 1.7),
             prefix + "self_attn.k_proj.weight": matrix(kv, hidden, 1.7),
-            prefix + "self_attn.v_proj.weight": matrix(kv, hidden),
+            prefix + "self_attn.v_proj.weight": matrix(kv, hidden, 3.0),
             prefix + "self_attn.o_proj.weight": matrix(hidden, query),
             prefix + "mlp.gate_proj.weight": matrix(inner, hidden),
             prefix + "mlp.up_proj.weight": matrix(inner, hidden),

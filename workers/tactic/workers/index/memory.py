@@ -1,0 +1,69 @@
+"""How much memory the index takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tactic.kernels.index import UNIT_TOKENS, LayerArena, SegmentTable
+
+SLACK = 1.25
+"""Room for segments that do not fill their units, and for refreshes that need the old and the new index at once."""
+
+
+@dataclass(frozen=True)
+class IndexShape:
+    """Dimensions that decide the size of the index of one tensor-parallel rank.
+
+    Attributes:
+        layers: attention layers.
+        kv_heads: KV heads of this rank.
+        head_dim: elements of a key.
+        cluster_size: average members of a cluster.
+        dtype: of the centroids.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    cluster_size: int
+    dtype: torch.dtype
+
+    def arenas(self, units: int, device: torch.device | str) -> list[LayerArena]:
+        """One arena of `units` units per layer."""
+        return [
+            LayerArena.create(
+                heads=self.kv_heads,
+                units=units,
+                head_dim=self.head_dim,
+                cluster_size=self.cluster_size,
+                dtype=self.dtype,
+                device=device,
+            )
+            for _ in range(self.layers)
+        ]
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one unit in all layers."""
+        return sum(arena.bytes_per_unit for arena in self.arenas(1, "cpu"))
+
+    def bytes_per_token(self, kv_token_bytes: int, share: float) -> float:
+        """Index memory to set aside for each token of the KV pool.
+
+        Args:
+            kv_token_bytes: bytes of the keys and values of one token in all layers.
+            share: part of the KV cache's bytes that the index may take; 0 takes what indexes every token.
+        """
+        return share * kv_token_bytes if share else SLACK * self.unit_bytes / UNIT_TOKENS
+
+    def units(self, kv_tokens: int, kv_token_bytes: int, share: float) -> int:
+        """Units of each arena beside a KV pool of `kv_tokens` tokens; see `bytes_per_token`."""
+        return int(kv_tokens * self.bytes_per_token(kv_token_bytes, share) / self.unit_bytes) + 1
+
+
+def make_table(rows: int, context_length: int, segment_size: int, device: torch.device | str) -> SegmentTable:
+    """A table whose rows hold the whole context cut twice as fine as whole segments, and some turns more."""
+    segments = 2 * -(-context_length // segment_size) + 32
+    return SegmentTable.create(slots=rows, segments=segments, device=device)

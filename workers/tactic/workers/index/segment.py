@@ -1,0 +1,61 @@
+"""What the index store keeps of one segment and of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """A run of positions that was clustered together in every layer and KV head.
+
+    Attributes:
+        start: first position.
+        length: positions.
+        unit: first unit in every layer's arena.
+        units: units taken.
+        slots: slot ids that held the keys when it was built; int32 [length] on the host.
+        built_at: WriteClock time at which those slots held these keys.
+        users: rows that refer to it.
+        last_used: WriteClock time of the last bind, for eviction in LRU order.
+        superseded: a refresh has put another in its place; evicted first.
+    """
+
+    start: int
+    length: int
+    unit: int
+    units: int
+    slots: torch.Tensor
+    built_at: int
+    users: int = 0
+    last_used: int = 0
+    superseded: bool = False
+
+    @property
+    def end(self) -> int:
+        """First position after the segment."""
+        return self.start + self.length
+
+
+@dataclass(slots=True)
+class Row:
+    """The index of the request that holds a request slot now.
+
+    Attributes:
+        request_id: the engine's id of the request.
+        generation: ReqToTokenPool.req_generation of the slot; a slot is valid only with it.
+        segments: contiguous from position 0.
+        version: 1 when bound, one more at each hot-swap.
+    """
+
+    request_id: str
+    generation: int
+    segments: list[Segment] = field(default_factory=list)
+    version: int = 1
+
+    @property
+    def clustered_length(self) -> int:
+        """Positions below it are in the index."""
+        return self.segments[-1].end if self.segments else 0

@@ -1,0 +1,283 @@
+"""The index store: which segments exist, who uses them, and where they lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tactic.kernels.index import LayerArena, SegmentTable, units_in
+from tactic.workers.index.clock import WriteClock
+from tactic.workers.index.extents import ExtentAllocator
+from tactic.workers.index.segment import Row, Segment
+
+
+@dataclass
+class StoreCounters:
+    """Counts since start-up."""
+
+    tokens_clustered: int = 0
+    tokens_reused: int = 0
+    segments_evicted: int = 0
+    segments_stale: int = 0
+    allocation_failures: int = 0
+
+
+class IndexStore:
+    """Owns the arenas' units, the segments in them and the per-request rows of the segment table.
+
+    A segment outlives its request: it stays while its units are not needed and its slots are not rewritten, and is
+    found again by any request whose positions map to the same slots (a later turn, a fork, a shared prefix).
+    All changes happen between two steps, on the forward stream, so a step sees one version in all layers.
+
+    Args:
+        arenas: one per layer, all with the same number of units.
+        table: rows by request slot; written here and nowhere else.
+        clock: stamps of the KV pool's slots.
+        segment_size: most positions in a segment.
+        min_tokens: shorter remainders stay in the tail; they are cheaper to read than to index.
+    """
+
+    def __init__(
+        self,
+        arenas: Sequence[LayerArena],
+        table: SegmentTable,
+        clock: WriteClock,
+        *,
+        segment_size: int,
+        min_tokens: int,
+    ) -> None:
+        self.arenas = list(arenas)
+        self.table = table
+        self.clock = clock
+        self.segment_size = segment_size
+        self.min_tokens = min_tokens
+        self.counters = StoreCounters()
+        self._extents = ExtentAllocator(self.arenas[0].units)
+        self._rows: dict[int, Row] = {}
+        # Candidates by (first position, its slot): a handful at most, told apart by their slots.
+        self._segments: dict[tuple[int, int], list[Segment]] = {}
+        self._max_segments = table.unit.shape[1]
+
+    # Rows ------------------------------------------------------------------------------------------------
+
+    def row(self, slot: int, generation: int) -> Row | None:
+        """The row of a request slot, or None if it is not (or no longer) bound to that generation."""
+        row = self._rows.get(slot)
+        return row if row is not None and row.generation == generation else None
+
+    def bind(self, slot: int, generation: int, request_id: str, slots: torch.Tensor) -> Row:
+        """Makes a new row for a request and gives it every segment that its prefix already has.
+
+        Args:
+            slot: request slot.
+            generation: its generation.
+            request_id: the engine's id.
+            slots: slot ids of the request's cached prefix, int32 [n] on the host.
+        """
+        self.release(slot)
+        row = Row(request_id, generation)
+        stamps = self.clock.stamps(slots.to(self.table.unit.device, torch.int64)) if len(slots) else slots
+        while (found := self._find(row.clustered_length, slots, stamps)) and len(
+            row.segments
+        ) < self._max_segments:
+            self._hold(found)
+            row.segments.append(found)
+            self.counters.tokens_reused += found.length
+        self._rows[slot] = row
+        self._write_row(slot, row)
+        return row
+
+    def extend(self, slot: int, row: Row, slots: torch.Tensor, *, complete: bool) -> list[Segment]:
+        """Adds segments for the positions that a row has no index for, to be built by the caller in this step.
+
+        Args:
+            slot: request slot of `row`.
+            row: the row.
+            slots: slot ids of all positions written after this step, int32 [n] on the host.
+            complete: the prompt ends here, so the remainder after whole segments is clustered too.
+
+        Returns:
+            The new segments, contiguous from the row's clustered length. Empty where there is too little to cluster,
+            or no memory: the tail is then attended exactly.
+        """
+        added = []
+        for start, length in self.pieces(row.clustered_length, len(slots), complete=complete):
+            segment = self._allocate(start, slots[start : start + length], self.clock.now)
+            if segment is None or len(row.segments) >= self._max_segments:
+                self._discard(segment)
+                break
+            self._hold(segment)
+            row.segments.append(segment)
+            added.append(segment)
+            self.counters.tokens_clustered += length
+        if added:
+            self._write_row(slot, row)
+        return added
+
+    def pieces(self, start: int, end: int, *, complete: bool) -> Iterator[tuple[int, int]]:
+        """Cuts the positions start … end-1 into (start, length) of segments; see `extend`."""
+        while end - start >= self.segment_size:
+            yield start, self.segment_size
+            start += self.segment_size
+        if complete and end - start >= self.min_tokens:
+            yield start, end - start
+
+    def allocate(self, pieces: Iterable[tuple[int, torch.Tensor]], *, read_at: int) -> list[Segment] | None:
+        """Units for several segments, (first position, slot ids) each, whose keys were read at `read_at`; all or none."""
+        segments: list[Segment] = []
+        for start, slots in pieces:
+            segment = self._allocate(start, slots, read_at)
+            if segment is None:
+                for made in segments:
+                    self._discard(made)
+                return None
+            segments.append(segment)
+        return segments
+
+    def swap(self, slot: int, row: Row, replaced: Sequence[Segment], segments: Sequence[Segment]) -> None:
+        """Hot-swaps: puts built `segments` in the place of the row's `replaced` ones, as one new version."""
+        first = row.segments.index(replaced[0]) if replaced else len(row.segments)
+        if len(row.segments) - len(replaced) + len(segments) > self._max_segments:
+            raise ValueError(f"a row holds at most {self._max_segments} segments")
+        for segment in segments:
+            self._hold(segment)
+        row.segments[first : first + len(replaced)] = segments
+        for segment in replaced:
+            segment.users -= 1
+            segment.superseded = True
+        row.version += 1
+        self.counters.tokens_clustered += sum(segment.length for segment in segments)
+        self._write_row(slot, row)
+
+    def release(self, slot: int) -> None:
+        """The request slot is free: its row goes, its segments stay for whoever has the same prefix."""
+        row = self._rows.pop(slot, None)
+        if row is not None:
+            for segment in row.segments:
+                segment.users -= 1
+            self.table.count[slot] = 0
+
+    # Memory ----------------------------------------------------------------------------------------------
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments, in use or kept."""
+        return [segment for group in self._segments.values() for segment in group]
+
+    @property
+    def units_used(self) -> int:
+        """Units of each arena that hold segments."""
+        return self._extents.units - self._extents.free_units
+
+    def _allocate(self, start: int, slots: torch.Tensor, built_at: int) -> Segment | None:
+        units = units_in(len(slots))
+        unit = self._extents.allocate(units)
+        if unit is None:
+            self._reclaim(units)
+            unit = self._extents.allocate(units)
+        if unit is None:
+            self.counters.allocation_failures += 1
+            return None
+        segment = Segment(start, len(slots), unit, units, slots.clone(), built_at)
+        self._segments.setdefault((start, int(slots[0])), []).append(segment)
+        return segment
+
+    def _reclaim(self, units: int) -> None:
+        """Frees unused segments until `units` are free in one run: stale first, then superseded, then the oldest."""
+        unused = [segment for segment in self.segments if segment.users == 0]
+        stale = {segment for segment in unused if not self._fresh(segment)}
+        order = sorted(unused, key=lambda s: (s not in stale, not s.superseded, s.last_used))
+        for segment in order:
+            if segment not in stale and any(length >= units for _, length in self._extents.runs()):
+                return
+            self.counters.segments_stale += segment in stale
+            self.counters.segments_evicted += segment not in stale
+            self._discard(segment)
+
+    def _discard(self, segment: Segment | None) -> None:
+        if segment is None:
+            return
+        key = (segment.start, int(segment.slots[0]))
+        group = self._segments[key]
+        group.remove(segment)
+        if not group:
+            del self._segments[key]
+        self._extents.release(segment.unit, segment.units)
+
+    def _fresh(self, segment: Segment) -> bool:
+        device = self.table.unit.device
+        return int(self.clock.stamps(segment.slots.to(device, torch.int64)).max()) <= segment.built_at
+
+    def _hold(self, segment: Segment) -> None:
+        segment.users += 1
+        segment.last_used = self.clock.now
+
+    def _find(self, start: int, slots: torch.Tensor, stamps: torch.Tensor) -> Segment | None:
+        """The longest valid segment that begins at `start` and lies within the prefix that maps to `slots`."""
+        if start >= len(slots):
+            return None
+        fitting = (
+            segment
+            for segment in self._segments.get((start, int(slots[start])), ())
+            if segment.end <= len(slots)
+            and torch.equal(segment.slots, slots[start : segment.end])
+            and int(stamps[start : segment.end].max()) <= segment.built_at
+        )
+        return max(fitting, key=lambda segment: segment.length, default=None)
+
+    def _write_row(self, slot: int, row: Row) -> None:
+        self.table.write(slot, [(segment.unit, segment.length) for segment in row.segments])
+
+    # Integrity -------------------------------------------------------------------------------------------
+
+    def check_integrity(self, *, deep: bool = False) -> None:
+        """Raises AssertionError, with what is wrong, unless every invariant holds.
+
+        Args:
+            deep: also read the arenas: every position of a segment is in exactly one cluster, in every layer and head.
+        """
+        segments = self.segments
+        taken = sorted([(s.unit, s.units) for s in segments] + self._extents.runs())
+        position = 0
+        for unit, length in taken:
+            assert unit == position, f"units {position}..{unit} are lost or held twice"
+            position = unit + length
+        assert position == self._extents.units, f"units {position}..{self._extents.units} are lost"
+
+        users = Counter(id(segment) for row in self._rows.values() for segment in row.segments)
+        for segment in segments:
+            assert segment.users == users[id(segment)], (
+                f"segment at {segment.start}: {segment.users} users counted"
+            )
+        known = {id(segment) for segment in segments}
+        for slot, row in self._rows.items():
+            end = 0
+            for i, segment in enumerate(row.segments):
+                assert id(segment) in known, f"row {slot} refers to a freed segment"
+                assert segment.start == end, (
+                    f"row {slot}: segment {i} starts at {segment.start}, not at {end}"
+                )
+                shown = [
+                    int(column[slot, i]) for column in (self.table.unit, self.table.start, self.table.length)
+                ]
+                assert shown == [segment.unit, segment.start, segment.length], (
+                    f"row {slot}: table differs at {i}"
+                )
+                end = segment.end
+            assert int(self.table.count[slot]) == len(row.segments), f"row {slot}: table has another count"
+        bound = torch.zeros(self.table.count.shape[0], dtype=torch.bool)
+        bound[list(self._rows)] = True
+        assert not bool((self.table.count.cpu()[~bound] != 0).any()), (
+            "the table shows segments of a free request slot"
+        )
+        if deep:
+            for segment in segments:
+                for layer, arena in enumerate(self.arenas):
+                    members = arena.read(segment.unit, segment.length).members.sort(dim=-1).values
+                    whole = torch.arange(segment.length, dtype=members.dtype, device=members.device)
+                    assert bool((members == whole).all()), (
+                        f"segment at {segment.start}, layer {layer}: not a partition"
+                    )

@@ -1,0 +1,134 @@
+"""What the scheduler processes and the decode worker say to each other.
+
+Every message is msgpack in one ZeroMQ frame; tensors follow in frames of their own, described by TensorSpec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """How to read a frame: a torch dtype's name and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """A rank's attention backend is up."""
+
+    rank: int
+    backend: str
+    device: str
+    kv_tokens: int
+    kv_bytes: int
+    index_bytes: int
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """Positions `offset` … `offset + length - 1` of the keys sent become one segment."""
+
+    offset: int
+    length: int
+    warm: bool = False
+    """Old centroids are sent, to start from."""
+
+
+class RefreshJob(msgspec.Struct, tag=True, frozen=True):
+    """Cluster these keys. Frames: keys [L, H, n, d], then centroids [L, H, K, d] of each warm piece."""
+
+    job_id: int
+    rank: int
+    pieces: tuple[Piece, ...]
+    cluster_size: int
+    seed: int
+    tail: int
+    """Positions of the request that wait outside its index: its age in the queue."""
+    tensors: tuple[TensorSpec, ...]
+
+
+class RefreshReply(msgspec.Struct, tag=True, frozen=True):
+    """Answer to a RefreshJob. Frames for each piece: centroids, spread, members, starts, sizes, all [L * H, …]."""
+
+    job_id: int
+    error: str = ""
+    """Why there is no result: "timeout", "actor", "busy" …; empty with one."""
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class RequestReport(msgspec.Struct, tag=True, frozen=True):
+    """What the attention did for a request that has left its slot; see `tactic.v1.AttentionStats`."""
+
+    rank: int
+    request_id: str
+    decode_steps: int
+    dense_steps: int
+    context_length: int
+    read_share_per_layer: list[float]
+    attention_share_mean: float | None
+    attention_share_p10: float | None
+    index_versions: list[int]
+    refreshes: int
+    refreshes_dropped: int
+    tokens_index_reused: int
+    tokens_clustered: int
+
+
+class Gauges(msgspec.Struct, tag=True, frozen=True):
+    """State of a rank's index; see `tactic.v1.WorkerStats`."""
+
+    rank: int
+    index_bytes_used: int
+    segments: int
+    tokens_clustered: int
+    tokens_index_reused: int
+    refreshes_requested: int
+    refreshes_published: int
+    refreshes_dropped: dict[str, int]
+
+
+ToWorker = Hello | RefreshJob | RequestReport | Gauges
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_scheduler = msgspec.msgpack.Decoder(RefreshReply)
+
+
+def encode(message: ToWorker | RefreshReply) -> bytes:
+    """The first frame of a message."""
+    return _encoder.encode(message)
+
+
+def decode_to_worker(frame: bytes) -> ToWorker:
+    """Reads a frame from a scheduler process. Raises msgspec.DecodeError."""
+    return _to_worker.decode(frame)
+
+
+def decode_to_scheduler(frame: bytes) -> RefreshReply:
+    """Reads a frame from the decode worker. Raises msgspec.DecodeError."""
+    return _to_scheduler.decode(frame)
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> tuple[tuple[TensorSpec, ...], list[memoryview]]:
+    """Specs and frames of tensors, which are copied to the host where they are not there."""
+    host = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    specs = tuple(TensorSpec(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in host)
+    return specs, [memoryview(t.reshape(-1).view(torch.uint8).numpy()) for t in host]
+
+
+def unpack(specs: Sequence[TensorSpec], frames: Sequence[bytes | memoryview]) -> list[torch.Tensor]:
+    """Tensors that copy nothing but the frames' memory. Raises ValueError where frames and specs do not fit."""
+    if len(specs) != len(frames):
+        raise ValueError(f"{len(frames)} frames for {len(specs)} tensors")
+    tensors = []
+    for spec, frame in zip(specs, frames, strict=True):
+        dtype = getattr(torch, spec.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"unknown dtype {spec.dtype!r}")
+        # bytearray: torch wants writable memory.
+        tensors.append(torch.frombuffer(bytearray(frame), dtype=dtype).reshape(spec.shape))
+    return tensors

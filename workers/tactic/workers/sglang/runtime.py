@@ -1,0 +1,276 @@
+"""Tactic's state inside one SGLang scheduler process, and what happens to it around each forward pass."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tactic.kernels.decode import decode
+from tactic.kernels.estimators import estimator_id
+from tactic.kernels.index import DecodeOptions
+from tactic.kernels.kmeans import kmeans
+from tactic.workers.config import BackendConfig
+from tactic.workers.index.clock import WriteClock
+from tactic.workers.index.memory import IndexShape, make_table
+from tactic.workers.index.segment import Segment
+from tactic.workers.index.store import IndexStore
+from tactic.workers.refresh.link import SchedulerLink
+from tactic.workers.refresh.messages import Gauges, Hello
+from tactic.workers.refresh.refresher import Refresher
+from tactic.workers.sglang.report import RequestMonitor
+
+logger = logging.getLogger(__name__)
+
+GAUGE_PERIOD_S = 1.0
+
+
+@dataclass
+class _Step:
+    """What the layers of the present forward pass need."""
+
+    building: list[tuple[Segment, torch.Tensor]] = field(default_factory=list)
+    monitors: list[RequestMonitor | None] = field(default_factory=list)
+    all_dense: bool = True
+    measure: bool = False
+
+
+class TacticRuntime:
+    """Index store, refresher and counters of one tensor-parallel rank.
+
+    `before_forward` and `on_release` are called by hooks on SGLang's worker and request pool; `build` and `decode` by
+    the attention backend, once per layer.
+
+    Args:
+        runner: SGLang's ModelRunner, after its KV pool was made.
+        config: from the decode worker.
+    """
+
+    def __init__(self, runner: Any, config: BackendConfig) -> None:
+        self.config = config
+        self.rank = int(runner.ps.tp_rank)
+        self.pool = runner.token_to_kv_pool
+        self.requests = runner.req_to_token_pool
+        device = torch.device(runner.device)
+        keys = self.pool.get_key_buffer(0)
+        index = config.index
+        shape = IndexShape(
+            layers=self.pool.layer_num,
+            kv_heads=keys.shape[1],
+            head_dim=keys.shape[2],
+            cluster_size=index.cluster_size,
+            dtype=runner.dtype,
+        )
+        kv_bytes = sum(self.pool.get_kv_size_bytes())
+        kv_tokens = int(runner.max_total_num_tokens)
+        units = shape.units(kv_tokens, kv_bytes // kv_tokens, index.memory_share)
+        self.unit_bytes = shape.unit_bytes
+        rows = self.requests.req_to_token.shape[0]
+        self.clock = WriteClock(keys.shape[0], device)
+        self.store = IndexStore(
+            shape.arenas(units, device),
+            make_table(rows, self.requests.max_context_len, index.segment_size, device),
+            self.clock,
+            segment_size=index.segment_size,
+            min_tokens=8 * index.cluster_size,
+        )
+        self.options = DecodeOptions.create(
+            rows,
+            threshold=index.threshold,
+            estimator=estimator_id(index.estimator),
+            device=device,
+            sinks=index.sinks,
+            min_clustered=index.min_clustered,
+        )
+        self.link = SchedulerLink(config.link, self.rank) if config.link else None
+        self.refresher = self._make_refresher()
+        self._measured: dict[int, bool] = {}
+        self._monitors: dict[int, RequestMonitor] = {}
+        self._step = _Step()
+        self._gauges_sent = 0.0
+        index_bytes = units * self.unit_bytes
+        logger.info(
+            "Tactic index: %.2f GB beside a KV cache of %.2f GB (%.1f %%), segments of %d, clusters of %d",
+            index_bytes / 1e9,
+            kv_bytes / 1e9,
+            100 * index_bytes / kv_bytes,
+            index.segment_size,
+            index.cluster_size,
+        )
+        if self.link is not None:
+            self.link.send(Hello(self.rank, "tactic", str(device), kv_tokens, kv_bytes, index_bytes))
+
+    def _make_refresher(self) -> Refresher | None:
+        if self.link is None or not self.config.refresh.enabled:
+            return None
+        return Refresher(
+            self.store,
+            self.link,
+            self.config.refresh,
+            rank=self.rank,
+            cluster_size=self.config.index.cluster_size,
+            read_keys=self._read_keys,
+            read_slots=self._read_slots,
+        )
+
+    # Hooks -----------------------------------------------------------------------------------------------
+
+    def before_forward(self, batch: Any) -> None:
+        """Prepares a forward pass of SGLang's ScheduleBatch; runs on the forward stream, between two steps."""
+        self._step = _Step()
+        if batch.forward_mode.is_idle():
+            return
+        self._poll_refreshes()
+        self.clock.tick(batch.out_cache_loc)
+        if batch.forward_mode.is_decode():
+            for req, length in zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=True):
+                self._prepare_decode(req, length)
+        else:
+            for req, prefix, new in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+                self._prepare_extend(req, prefix, new)
+        if self.config.index.check_integrity:
+            self.store.check_integrity()
+        self._send_gauges()
+
+    def on_release(self, slot: int) -> None:
+        """A request leaves its slot: finished, aborted or retracted."""
+        monitor = self._monitors.pop(slot, None)
+        if monitor is not None and self.link is not None:
+            self.link.send(monitor.report(self.rank))
+            self._send_gauges(force=True)
+        self.store.release(slot)
+
+    # Layers ----------------------------------------------------------------------------------------------
+
+    @property
+    def all_dense(self) -> bool:
+        """No request of the present step wants the index, so the dense backend may run it."""
+        return self._step.all_dense
+
+    def build(self, layer: int) -> None:
+        """Clusters this step's new segments in one layer, whose keys are in the pool."""
+        for segment, slots in self._step.building:
+            keys = self.pool.get_key_buffer(layer)[slots].transpose(0, 1)
+            seed = segment.start * self.pool.layer_num + layer
+            clusters = kmeans(keys, self.config.index.cluster_size, seed=seed)
+            self.store.arenas[layer].write(segment.unit, clusters)
+
+    def decode(
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Sparse attention of one layer: q [B, Hq, d] of request slots [B] with seq lens [B] → [B, Hq, d]."""
+        result = decode(
+            q,
+            self.pool.get_key_buffer(layer),
+            self.pool.get_value_buffer(layer),
+            self.requests.req_to_token,
+            slots,
+            lengths,
+            self.store.table,
+            self.store.arenas[layer],
+            self.options,
+            scale=scale,
+            measure=self._step.measure,
+        )
+        for i, monitor in enumerate(self._step.monitors):
+            if monitor is not None:
+                monitor.layer(layer, result.read[i], None if result.share is None else result.share[i])
+        return result.out
+
+    # Requests --------------------------------------------------------------------------------------------
+
+    def _prepare_extend(self, req: Any, prefix: int, new: int) -> None:
+        slot, generation = self._identity(req)
+        row = self.store.row(slot, generation)
+        monitor = self._monitors.get(slot)
+        if row is None or monitor is None:
+            row = self.store.bind(slot, generation, req.rid, self._read_slots(slot, 0, prefix))
+            monitor = self._monitors[slot] = RequestMonitor(req.rid, self.pool.layer_num)
+            monitor.tokens_reused = row.clustered_length
+            self._set_options(slot, req)
+        complete = prefix + new >= len(req.origin_input_ids) + len(req.output_ids)
+        added = self.store.extend(slot, row, self._read_slots(slot, 0, prefix + new), complete=complete)
+        monitor.tokens_clustered += sum(segment.length for segment in added)
+        device = self.options.dense.device
+        self._step.building += [(segment, segment.slots.to(device, torch.int64)) for segment in added]
+
+    def _prepare_decode(self, req: Any, length: int) -> None:
+        slot, generation = self._identity(req)
+        row, monitor = self.store.row(slot, generation), self._monitors.get(slot)
+        if row is None or monitor is None:
+            # Prefilled elsewhere: it has no index, and is read densely.
+            row = self.store.bind(slot, generation, req.rid, torch.empty(0, dtype=torch.int32))
+            monitor = self._monitors[slot] = RequestMonitor(req.rid, self.pool.layer_num)
+            self._set_options(slot, req)
+        dense = self._wants_dense(req) or row.clustered_length < self.options.min_clustered
+        monitor.step(length, row.version, dense=dense)
+        self._step.monitors.append(None if dense else monitor)
+        self._step.all_dense &= dense
+        self._step.measure |= not dense and self._measured.get(slot, False)
+        if self.refresher is not None:
+            self.refresher.step(slot, row, length - 1)
+
+    def _set_options(self, slot: int, req: Any) -> None:
+        options = self._request_options(req)
+        index = self.config.index
+        self.options.threshold[slot] = options.get("threshold", index.threshold)
+        self.options.estimator[slot] = estimator_id(options.get("estimator", index.estimator))
+        self.options.dense[slot] = self._wants_dense(req)
+        self._measured[slot] = bool(options.get("measure"))
+
+    def _wants_dense(self, req: Any) -> bool:
+        return self._request_options(req).get("mode") == "dense"
+
+    @staticmethod
+    def _request_options(req: Any) -> dict[str, Any]:
+        options: dict[str, Any] = (req.sampling_params.custom_params or {}).get("tactic", {})
+        return options
+
+    def _identity(self, req: Any) -> tuple[int, int]:
+        slot = int(req.req_pool_idx)
+        return slot, int(self.requests.req_generation[slot])
+
+    # Reads of SGLang's pools -----------------------------------------------------------------------------
+
+    def _read_slots(self, slot: int, start: int, end: int) -> torch.Tensor:
+        return self.requests.req_to_token[slot, start:end].to("cpu", torch.int32, copy=True)
+
+    def _read_keys(self, slots: torch.Tensor) -> torch.Tensor:
+        at = slots.to(self.options.dense.device, torch.int64)
+        keys = [self.pool.get_key_buffer(layer)[at].transpose(0, 1) for layer in range(self.pool.layer_num)]
+        return torch.stack(keys)
+
+    # Refresh and counters --------------------------------------------------------------------------------
+
+    def _poll_refreshes(self) -> None:
+        if self.refresher is None:
+            return
+        for slot, reason in self.refresher.poll():
+            if reason:
+                logger.info("refresh of request slot %d dropped: %s", slot, reason)
+            monitor = self._monitors.get(slot)
+            if monitor is not None:
+                monitor.refreshes += not reason
+                monitor.refreshes_dropped += bool(reason)
+
+    def _send_gauges(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self.link is None or (now - self._gauges_sent < GAUGE_PERIOD_S and not force):
+            return
+        self._gauges_sent = now
+        counters, refresher = self.store.counters, self.refresher
+        self.link.send(
+            Gauges(
+                rank=self.rank,
+                index_bytes_used=self.store.units_used * self.unit_bytes,
+                segments=len(self.store.segments),
+                tokens_clustered=counters.tokens_clustered,
+                tokens_index_reused=counters.tokens_reused,
+                refreshes_requested=refresher.requested if refresher else 0,
+                refreshes_published=refresher.published if refresher else 0,
+                refreshes_dropped=dict(refresher.dropped) if refresher else {},
+            )
+        )
