@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
+
 from tactic.kernels.decode import DecodeResult, decode
 from tactic.kernels.dense import dense_decode
 from tactic.kernels.index import DecodeOptions, LayerArena, RequestIndex, SegmentTable, units_in
 from tactic.kernels.kmeans import kmeans
-from torch import Tensor
 
 
 @dataclass

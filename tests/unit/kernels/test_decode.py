@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tactic.kernels.decode import decode
 from tactic.kernels.estimators import NAMES, estimator_id
 

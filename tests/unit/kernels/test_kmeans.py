@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tactic.kernels.index import Clusters, LayerArena, clusters_in
 from tactic.kernels.kmeans import kmeans
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from tactic.kernels.estimators import Evidence, Exact, estimator_id, make_estimator, position_logits
 from tactic.kernels.estimators.fit import curve_mass, fit_curve
 from tactic.kernels.index_map import map_rows, read_mask

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.decode.result import DecodeResult
 from tactic.kernels.dense.naive import attend
 from tactic.kernels.estimators import Evidence, make_estimator, position_logits
@@ -16,7 +18,6 @@ from tactic.kernels.ranking.naive import rank
 from tactic.kernels.selection.naive import select
 from tactic.kernels.sparse_decode.naive import sparse_decode
 from tactic.kernels.union.naive import unite
-from torch import Tensor
 
 
 def decode(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.index.options import DecodeOptions
 from tactic.kernels.ranking.naive import Ranking
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Estimator(ABC):
     def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
         """Ranks each query head must read to reach the threshold, whole clusters of them, `[Hq]` int64.
 
-        The fewest clusters whose estimated weight, with sinks and tail, is `threshold` of the estimated total;
+        The fewest clusters that, with sinks and tail, hold `threshold` of the total weight as estimated;
         0 when sinks and tail suffice, all at a threshold of 1.
         """
         ends = evidence.ranking.ends

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from tactic.kernels.estimators.base import Estimator, Evidence
 from torch import Tensor
+
+from tactic.kernels.estimators.base import Estimator, Evidence
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from math import ceil
 from typing import ClassVar, Self
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.estimators.base import Estimator, Evidence
 from tactic.kernels.estimators.exact import Exact
 from tactic.kernels.index.options import DecodeOptions
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import CLUSTER_SIZES, MAX_SEGMENT_TOKENS, UNIT_TOKENS, clusters_in, units_in
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.units import UNIT_TOKENS
-from torch import Tensor
 
 
 @dataclass(frozen=True)

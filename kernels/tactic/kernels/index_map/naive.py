@@ -1,8 +1,9 @@
 """From selected clusters to pool rows: the definition."""
 
 import torch
-from tactic.kernels.index.request import RequestIndex, ragged_arange
 from torch import Tensor
+
+from tactic.kernels.index.request import RequestIndex, ragged_arange
 
 
 def read_mask(index: RequestIndex, united: Tensor, length: int) -> Tensor:

@@ -1,5 +1,66 @@
 """Segment k-means: groups the keys of a segment by Euclidean distance (arXiv 2502.12216, section 4.1)."""
 
-from tactic.kernels.kmeans.naive import kmeans
+import torch
+from torch import Tensor
 
-__all__ = ["kmeans"]
+from tactic.kernels.index.clusters import Clusters
+from tactic.kernels.kmeans.naive import check_arguments, initial_positions
+from tactic.kernels.kmeans.naive import kmeans as kmeans_naive
+
+__all__ = ["kmeans", "kmeans_pool"]
+
+
+def kmeans_pool(
+    k_pool: Tensor,
+    slot_ids: Tensor,
+    cluster_size: int,
+    *,
+    max_iters: int = 10,
+    seed: int = 0,
+    init: Tensor | None = None,
+) -> Clusters:
+    """Clusters S segments of n keys, read in place from the KV pool, for all H KV heads.
+
+    Args:
+        k_pool: `[slots, H, d]`, keys, any float dtype.
+        slot_ids: `[S, n]` integer, pool slot of each position; 1 ≤ n ≤ 8192.
+        cluster_size: average members of a cluster.
+        max_iters: iterations at most, ≥ 1.
+        seed: of the initial choice.
+        init: `[S * H, K, d]` centroids to start from; random keys if None.
+
+    Returns:
+        The clusters of B = S * H problems, segment-major. See `naive.kmeans` for the definition.
+
+    Raises:
+        ValueError: n, max_iters or the shape of `init` is out of range.
+    """
+    segments, n = slot_ids.shape
+    _, heads, dim = k_pool.shape
+    if not k_pool.is_cuda:
+        keys = k_pool[slot_ids.long()].transpose(1, 2).reshape(segments * heads, n, dim)
+        return kmeans_naive(keys, cluster_size, max_iters=max_iters, seed=seed, init=init)
+    from tactic.kernels.kmeans.triton import kmeans_pool_triton
+
+    count = check_arguments(segments * heads, n, dim, cluster_size, max_iters, init)
+    if init is None:
+        chosen = initial_positions(n, count, seed).to(k_pool.device)
+        init = k_pool[slot_ids[:, chosen].long()].transpose(1, 2).reshape(segments * heads, count, dim)
+    return kmeans_pool_triton(k_pool, slot_ids, cluster_size, max_iters=max_iters, init=init)
+
+
+def kmeans(
+    keys: Tensor,
+    cluster_size: int,
+    *,
+    max_iters: int = 10,
+    seed: int = 0,
+    init: Tensor | None = None,
+) -> Clusters:
+    """Clusters the keys `[B, n, d]` of B problems; otherwise as `kmeans_pool` with H = 1."""
+    if not keys.is_cuda:
+        return kmeans_naive(keys, cluster_size, max_iters=max_iters, seed=seed, init=init)
+    problems, n, dim = keys.shape
+    pool = keys.reshape(problems * n, 1, dim)
+    slot_ids = torch.arange(problems * n, device=keys.device).view(problems, n)
+    return kmeans_pool(pool, slot_ids, cluster_size, max_iters=max_iters, seed=seed, init=init)

@@ -1,10 +1,11 @@
 """K-means in plain torch: the definition."""
 
 import torch
+from torch import Tensor
+
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import MAX_SEGMENT_TOKENS, clusters_in
 from tactic.kernels.kmeans.refill import refill_empty
-from torch import Tensor
 
 _WORKSPACE_ELEMENTS = 1 << 24  # distances held at once, 64 MiB of fp32
 
@@ -37,20 +38,12 @@ def kmeans(
         ValueError: n, max_iters or the shape of `init` is out of range.
     """
     problems, n, dim = keys.shape
-    if not 1 <= n <= MAX_SEGMENT_TOKENS:
-        raise ValueError(f"keys has n={n} positions, a segment has 1 … {MAX_SEGMENT_TOKENS}")
-    if max_iters < 1:
-        raise ValueError(f"max_iters={max_iters} must be at least 1")
-    count = clusters_in(n, cluster_size)
+    count = check_arguments(problems, n, dim, cluster_size, max_iters, init)
     points = keys.float()
     if init is None:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(n, generator=generator)[:count].sort().values.to(keys.device)
-        centroids = points.index_select(1, chosen)
-    elif init.shape == (problems, count, dim):
-        centroids = init.float()
+        centroids = points.index_select(1, initial_positions(n, count, seed).to(keys.device))
     else:
-        raise ValueError(f"init has shape {tuple(init.shape)}, expected {(problems, count, dim)}")
+        centroids = init.float()
 
     labels = torch.full((problems, n), -1, dtype=torch.int64, device=keys.device)
     for _ in range(max_iters):
@@ -61,6 +54,26 @@ def kmeans(
             break
         centroids = _scatter_mean(points, labels, count)
     return _group(points, labels, centroids, keys.dtype)
+
+
+def check_arguments(
+    problems: int, n: int, dim: int, cluster_size: int, max_iters: int, init: Tensor | None
+) -> int:
+    """Number of clusters K, once the arguments of `kmeans` are known to be in range."""
+    if not 1 <= n <= MAX_SEGMENT_TOKENS:
+        raise ValueError(f"keys has n={n} positions, a segment has 1 … {MAX_SEGMENT_TOKENS}")
+    if max_iters < 1:
+        raise ValueError(f"max_iters={max_iters} must be at least 1")
+    count = clusters_in(n, cluster_size)
+    if init is not None and init.shape != (problems, count, dim):
+        raise ValueError(f"init has shape {tuple(init.shape)}, expected {(problems, count, dim)}")
+    return count
+
+
+def initial_positions(n: int, count: int, seed: int) -> Tensor:
+    """The `count` of n positions whose keys are the first centroids, ascending, `[count]` int64 on CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[:count].sort().values
 
 
 def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,26 +5,21 @@ from torch import Tensor
 
 
 def refill_empty(labels: Tensor, distances: Tensor, count: int) -> None:
-    """Moves the keys farthest from their centroids into the empty clusters, in place.
+    """Fills the empty clusters, in order, each with the key that lies farthest from its centroid, in place.
 
-    The nearest key of each cluster stays, so that no cluster is emptied to fill another. Ties go to the lower
-    position, empty clusters are filled in order.
+    The only key of a cluster is never taken. Ties go to the lower position.
 
     Args:
         labels: `[B, n]` int64, cluster of each key; n ≥ `count`.
-        distances: `[B, n]` fp32, squared distance of each key to its centroid.
+        distances: `[B, n]` fp32, squared distance of each key to its centroid; 0 afterwards for those moved.
         count: clusters, K.
     """
-    occupied = torch.zeros(labels.shape[0], count, dtype=torch.bool, device=labels.device)
-    occupied.scatter_(1, labels, True)
-    for problem in (~occupied.all(-1)).nonzero().flatten().tolist():
-        label, distance = labels[problem], distances[problem]
-        empty = (~occupied[problem]).nonzero().flatten()
-        nearest_first = distance.argsort(stable=True)
-        by_cluster = nearest_first[label[nearest_first].argsort(stable=True)]
-        grouped = label[by_cluster]
-        stays = torch.ones_like(grouped, dtype=torch.bool)
-        stays[1:] = grouped[1:] != grouped[:-1]
-        movable = distance.index_fill(0, by_cluster[stays], -torch.inf)
-        farthest = movable.argsort(descending=True, stable=True)[: empty.shape[0]]
-        label[farthest] = empty
+    sizes = torch.zeros(labels.shape[0], count, dtype=torch.int64, device=labels.device)
+    sizes.scatter_add_(1, labels, torch.ones_like(labels))
+    for problem, cluster in (sizes == 0).nonzero().tolist():
+        label, distance, size = labels[problem], distances[problem], sizes[problem]
+        farthest = int(distance.where(size[label] > 1, -torch.inf).argmax())
+        size[label[farthest]] -= 1
+        size[cluster] = 1
+        label[farthest] = cluster
+        distance[farthest] = 0

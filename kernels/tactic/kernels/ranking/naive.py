@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from tactic.kernels.index.request import RequestIndex
 from torch import Tensor
+
+from tactic.kernels.index.request import RequestIndex
 
 
 @dataclass(frozen=True)

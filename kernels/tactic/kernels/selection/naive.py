@@ -1,8 +1,9 @@
 """Selection of whole clusters: the definition."""
 
 import torch
-from tactic.kernels.ranking.naive import Ranking
 from torch import Tensor
+
+from tactic.kernels.ranking.naive import Ranking
 
 
 def select(ranking: Ranking, ranks: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from itertools import pairwise
 
 import torch
-from tactic.kernels.dense.naive import attend
 from torch import Tensor
+
+from tactic.kernels.dense.naive import attend
 
 
 def sparse_decode(

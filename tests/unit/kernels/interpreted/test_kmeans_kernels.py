@@ -1,0 +1,57 @@
+"""The Triton kernels in Triton's interpreter, against the definition."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tactic.kernels.index import Clusters, clusters_in
+from tactic.kernels.kmeans.naive import initial_positions
+from tactic.kernels.kmeans.naive import kmeans as naive
+from tactic.kernels.kmeans.triton import kmeans_pool_triton
+
+
+# The interpreter multiplies no bf16 matrices; the GPU check does.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("segments", "heads", "n", "dim", "cluster_size"),
+    [(2, 2, 200, 16, 32), (1, 3, 130, 24, 16), (1, 1, 1, 8, 32), (1, 1, 17, 16, 16)],
+)
+def test_matches_the_definition(
+    segments: int, heads: int, n: int, dim: int, cluster_size: int, dtype: torch.dtype, device: str
+) -> None:
+    generator = torch.Generator().manual_seed(n)
+    pool = torch.full((2 * segments * n + 1, heads, dim), torch.nan, dtype=dtype)
+    slot_ids = torch.randperm(len(pool), generator=generator)[: segments * n].view(segments, n)
+    pool[slot_ids] = torch.randn(segments, n, heads, dim, generator=generator).to(dtype)
+    keys = pool[slot_ids].transpose(1, 2).reshape(segments * heads, n, dim)
+    init = keys[:, initial_positions(n, clusters_in(n, cluster_size), 0)]
+
+    expected = naive(keys, cluster_size, max_iters=4, init=init)
+    actual = kmeans_pool_triton(
+        pool.to(device), slot_ids.to(device), cluster_size, max_iters=4, init=init.to(device)
+    )
+    actual = Clusters(*(getattr(actual, field.name).cpu() for field in dataclasses.fields(actual)))
+    assert torch.equal(actual.members.sort(-1).values, expected.members.sort(-1).values)
+    assert torch.equal(actual.starts, actual.sizes.cumsum(-1) - actual.sizes)
+    if dtype == torch.float32:
+        for name in ("members", "starts", "sizes"):
+            assert torch.equal(getattr(actual, name), getattr(expected, name))
+        torch.testing.assert_close(actual.centroids, expected.centroids)
+        torch.testing.assert_close(actual.spread, expected.spread, rtol=1e-4, atol=1e-5)
+    else:
+        cost = [(c.spread * c.sizes).sum() for c in (actual, expected)]
+        torch.testing.assert_close(*cost, rtol=0.02, atol=0)
+
+
+def test_refills_empty_clusters_like_the_definition(device: str) -> None:
+    """Small integers, so that equal distances are equal to the bit."""
+    keys = torch.randint(-4, 5, (1, 100, 16), generator=torch.Generator().manual_seed(0)).float()
+    keys[:, 10:90] = 1.0
+    init = keys[:, 20:27]
+    expected = naive(keys, 16, max_iters=1, init=init)
+    pool, slot_ids = keys.view(100, 1, 16).to(device), torch.arange(100, device=device)[None]
+    actual = kmeans_pool_triton(pool, slot_ids, 16, max_iters=1, init=init.to(device))
+    assert torch.equal(actual.members.cpu(), expected.members)
+    assert torch.equal(pool.cpu().view_as(keys), keys), "the pool is only read"
+    assert (kmeans_pool_triton(pool, slot_ids, 16, max_iters=3, init=init.to(device)).sizes >= 1).all()
