@@ -17,6 +17,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+
 from tactic.worker.v1 import supervisor_pb2 as pb
 
 DEFAULT_CONFIG_FILE = "tactic.toml"
@@ -244,6 +245,11 @@ class Settings(BaseSettings):
             clustering_workers=self.workers.clustering,
             worker_host=self.workers.host,
         )
+
+
+def flat_values(settings: Settings) -> dict[str, Any]:
+    """Returns every setting by dotted name, paths as text."""
+    return _flatten(settings.model_dump(mode="json"))
 
 
 def render_toml(settings: Settings) -> str:

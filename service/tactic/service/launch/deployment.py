@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from google.protobuf import json_format
+
 from tactic.service.config import Settings, render_toml
 from tactic.service.launch import preflight
 from tactic.service.launch.errors import LaunchError

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from tactic.service.launch.errors import LaunchError
 from tactic.service.launch.process import Process
 from tactic.v1 import admin_pb2

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import redis
+
 from tactic.service.config import Settings
 from tactic.service.launch.errors import LaunchError
 

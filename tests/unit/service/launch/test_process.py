@@ -3,6 +3,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tactic.service.launch.errors import LaunchError
 from tactic.service.launch.process import Process, terminate
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import redis
+
 from tactic.service.launch import LaunchError, RedisServer
 
 
