@@ -141,8 +141,8 @@ class IndexSettings(_Section):
     """Target share P of the attention weight, for requests that set none."""
     estimator: Literal["fit", "centroid", "exact"] = "fit"
     """How the share is estimated, for requests that say nothing."""
-    memory_share: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Share of the KV cache's bytes that the index may take."""
+    memory_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the KV cache's bytes that the index may take; 0 takes what indexing all of it needs."""
     check_integrity: bool = False
     """Verify the index at every step: slow, for finding bugs."""
 
