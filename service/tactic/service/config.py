@@ -143,6 +143,8 @@ class IndexSettings(_Section):
     """How the share is estimated, for requests that say nothing."""
     memory_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the KV cache's bytes that the index may take; 0 takes what indexing all of it needs."""
+    min_clustered: Annotated[int, Field(ge=1)] = 1024
+    """Requests with fewer clustered positions are attended densely."""
     check_integrity: bool = False
     """Verify the index at every step: slow, for finding bugs."""
 
