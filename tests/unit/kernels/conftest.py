@@ -1,5 +1,6 @@
 """A small serving scene: a KV pool in scattered slots, its index, a batch of queries; the unused is NaN."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,19 @@ class Scene:
             scale=self.scale,
             measure=measure,
         )
+
+    def to(self, device: str) -> "Scene":
+        """The scene with all its tensors on the device."""
+        moved = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device)
+            elif dataclasses.is_dataclass(value):
+                fields = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in vars(value).items()}
+                moved[name] = dataclasses.replace(value, **fields)  # type: ignore[type-var]  # an instance
+            else:
+                moved[name] = value
+        return Scene(**moved)
 
     def dense(self) -> tuple[Tensor, Tensor]:
         return dense_decode(

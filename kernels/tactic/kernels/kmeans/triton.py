@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """K-means in Triton: keys read in place from the KV pool, no atomics, no host sync.
 
-A problem is one KV head of one segment. Distances and means are matrix products: the assignment multiplies keys
-with centroids, the update multiplies one-hot labels with keys, so that sums are fp32 and their order is fixed.
+A problem is one KV head of one segment. Distances and means are matrix products: the assignment multiplies
+keys with centroids, the update multiplies one-hot labels with keys, so that sums are fp32 and in fixed order.
 """
 
 import torch

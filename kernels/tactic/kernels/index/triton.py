@@ -1,0 +1,112 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""Fills the plan of a decode step on the device."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tactic.kernels.index.options import DecodeOptions
+from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.table import SegmentTable
+from tactic.kernels.index.units import MAX_SEGMENT_TOKENS, UNIT_TOKENS, clusters_in
+
+
+def plan_step(
+    plan: StepPlan,
+    table: SegmentTable,
+    options: DecodeOptions,
+    request_slots: Tensor,
+    seq_lens: Tensor,
+    cluster_size: int,
+) -> None:
+    """Looks up each request's options and segments.
+
+    Args:
+        plan: filled; of the batch's size.
+        table: segments of each request slot.
+        options: of each request slot.
+        request_slots: `[B]` int.
+        seq_lens: `[B]` int, the current token included.
+        cluster_size: of the arenas.
+    """
+    segments = table.unit.shape[1]
+    _plan[(request_slots.shape[0], segments)](
+        request_slots,
+        seq_lens,
+        table.unit,
+        table.start,
+        table.length,
+        table.count,
+        options.threshold,
+        options.dense,
+        plan.slots,
+        plan.seq_lens,
+        plan.clusters,
+        plan.clustered,
+        plan.threshold,
+        plan.rows,
+        plan.bases,
+        plan.begins,
+        segments,
+        plan.rows.shape[1],
+        max(options.min_clustered, options.sinks + 1),
+        CLUSTER_SIZE=cluster_size,
+        UNIT=UNIT_TOKENS,
+        SEGMENTS=triton.next_power_of_2(segments),
+        CLUSTERS=clusters_in(MAX_SEGMENT_TOKENS, cluster_size),
+    )
+
+
+@triton.jit
+def _plan(
+    request_slots,
+    request_lens,
+    unit,
+    start,
+    length,
+    count,
+    threshold,
+    dense,
+    slots,
+    seq_lens,
+    clusters,
+    clustered,
+    plan_threshold,
+    rows,
+    bases,
+    begins,
+    segments,
+    most,
+    least_clustered,
+    CLUSTER_SIZE: tl.constexpr,
+    UNIT: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    CLUSTERS: tl.constexpr,
+):
+    request = tl.program_id(0)
+    segment = tl.program_id(1)
+    slot = tl.load(request_slots + request).to(tl.int32)
+    used = tl.load(count + slot)
+    every = tl.arange(0, SEGMENTS)
+    lengths = tl.load(length + slot * segments + every, mask=every < used, other=0)
+    per_segment = (lengths + CLUSTER_SIZE - 1) // CLUSTER_SIZE
+    covered = tl.sum(lengths)
+    wanted = tl.load(threshold + slot)
+    reads_all = (tl.load(dense + slot) != 0) | (wanted >= 1) | (covered < least_clustered)
+    if segment == 0:
+        tl.store(slots + request, slot)
+        tl.store(seq_lens + request, tl.load(request_lens + request).to(tl.int32))
+        tl.store(clusters + request, tl.where(reads_all, 0, tl.sum(per_segment)))
+        tl.store(clustered + request, tl.where(reads_all, 0, covered))
+        tl.store(plan_threshold + request, wanted)
+    if (segment < used) & (reads_all == 0):
+        first_unit = tl.load(unit + slot * segments + segment)
+        first_row = first_unit * (UNIT // CLUSTER_SIZE)
+        begin = tl.load(start + slot * segments + segment)
+        own = tl.sum(tl.where(every == segment, per_segment, 0))
+        before = tl.sum(tl.where(every < segment, per_segment, 0))
+        cluster = tl.arange(0, CLUSTERS)
+        at = request * most + before + cluster
+        tl.store(rows + at, first_row + cluster, mask=cluster < own)
+        tl.store(bases + at, tl.zeros_like(cluster) + first_unit * UNIT, mask=cluster < own)
+        tl.store(begins + at, tl.zeros_like(cluster) + begin, mask=cluster < own)
