@@ -82,6 +82,7 @@ class Gauges(msgspec.Struct, tag=True, frozen=True):
     """State of a rank's index; see `tactic.v1.WorkerStats`."""
 
     rank: int
+    kv_tokens_used: int
     index_bytes_used: int
     segments: int
     tokens_clustered: int

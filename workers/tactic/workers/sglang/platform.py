@@ -5,25 +5,13 @@ SGLang finds it through the entry point group `sglang.srt.platforms`.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-DEVICE_VARIABLE = "TACTIC_ENGINE_DEVICE"
-"""Environment variable that chooses the engine's device: "cuda", "cpu", or "auto" (cuda where there is one)."""
-
-
-def engine_device() -> str:
-    """The device that the engine of this process tree runs on: "cuda" or "cpu"."""
-    choice = os.environ.get(DEVICE_VARIABLE, "auto")
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return choice
-
+from tactic.workers.sglang.device import engine_device
 
 def activate() -> str | None:
     """Entry point: names the platform class when the engine is to run on the CPU, else None."""

@@ -12,7 +12,7 @@ import torch
 
 from tactic.workers.config import BackendConfig
 from tactic.workers.index.memory import IndexShape
-from tactic.workers.sglang.platform import engine_device
+from tactic.workers.sglang.device import engine_device
 from tactic.workers.sglang.runtime import TacticRuntime
 
 BACKEND = "tactic"

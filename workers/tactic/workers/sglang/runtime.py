@@ -54,6 +54,7 @@ class TacticRuntime:
         self.rank = int(runner.ps.tp_rank)
         self.pool = runner.token_to_kv_pool
         self.requests = runner.req_to_token_pool
+        self._allocator = runner.token_to_kv_pool_allocator
         device = torch.device(runner.device)
         keys = self.pool.get_key_buffer(0)
         index = config.index
@@ -64,8 +65,8 @@ class TacticRuntime:
             cluster_size=index.cluster_size,
             dtype=runner.dtype,
         )
-        kv_bytes = sum(self.pool.get_kv_size_bytes())
-        kv_tokens = int(runner.max_total_num_tokens)
+        kv_bytes = int(sum(self.pool.get_kv_size_bytes()))
+        kv_tokens = self._kv_tokens = int(runner.max_total_num_tokens)
         units = shape.units(kv_tokens, kv_bytes // kv_tokens, index.memory_share)
         self.unit_bytes = shape.unit_bytes
         rows = self.requests.req_to_token.shape[0]
@@ -192,7 +193,10 @@ class TacticRuntime:
             monitor.tokens_reused = row.clustered_length
             self._set_options(slot, req)
         complete = prefix + new >= len(req.origin_input_ids) + len(req.output_ids)
-        added = self.store.extend(slot, row, self._read_slots(slot, 0, prefix + new), complete=complete)
+        # The engine computes a prompt's last token anew even when all of it is cached: an index that ends before it
+        # serves the same prompt again.
+        end = prefix + new - complete
+        added = self.store.extend(slot, row, self._read_slots(slot, 0, end), complete=complete)
         monitor.tokens_clustered += sum(segment.length for segment in added)
         device = self.options.dense.device
         self._step.building += [(segment, segment.slots.to(device, torch.int64)) for segment in added]
@@ -205,12 +209,13 @@ class TacticRuntime:
             row = self.store.bind(slot, generation, req.rid, torch.empty(0, dtype=torch.int32))
             monitor = self._monitors[slot] = RequestMonitor(req.rid, self.pool.layer_num)
             self._set_options(slot, req)
-        dense = self._wants_dense(req) or row.clustered_length < self.options.min_clustered
+        asked = self._wants_dense(req)
+        dense = asked or row.clustered_length < self.options.min_clustered
         monitor.step(length, row.version, dense=dense)
         self._step.monitors.append(None if dense else monitor)
         self._step.all_dense &= dense
         self._step.measure |= not dense and self._measured.get(slot, False)
-        if self.refresher is not None:
+        if self.refresher is not None and not asked:
             self.refresher.step(slot, row, length - 1)
 
     def _set_options(self, slot: int, req: Any) -> None:
@@ -265,6 +270,7 @@ class TacticRuntime:
         self.link.send(
             Gauges(
                 rank=self.rank,
+                kv_tokens_used=self._kv_tokens - self._allocator.available_size(),
                 index_bytes_used=self.store.units_used * self.unit_bytes,
                 segments=len(self.store.segments),
                 tokens_clustered=counters.tokens_clustered,

@@ -1,0 +1,100 @@
+"""How a deployment's EngineSpec becomes a running SGLang engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tactic.v1.admin_pb2 import Model
+from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec
+from tactic.workers.config import BackendConfig, IndexConfig, RefreshConfig
+from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
+from tactic.workers.sglang.device import DEVICE_VARIABLE, engine_device
+
+CPU_KV_TOKENS = 262_144
+CPU_PREFILL_CHUNK = 4096
+
+
+def backend_config(spec: DeploymentSpec, link: str) -> BackendConfig:
+    """The attention backend's settings. Fields that are not set take their defaults.
+
+    Raises:
+        pydantic.ValidationError: naming the field and its limit.
+    """
+    index = {name.name: value for name, value in spec.index.ListFields()}
+    refresh = {name.name: value for name, value in spec.refresh.ListFields()}
+    if spec.HasField("refresh"):
+        # proto3 leaves out what is false.
+        refresh["enabled"] = spec.refresh.enabled
+    return BackendConfig(index=IndexConfig(**index), refresh=RefreshConfig(**refresh), link=link)
+
+
+def describe_model(spec: EngineSpec, config: dict[str, Any]) -> Model:
+    """What clients are told of the checkpoint whose config.json is `config`."""
+    limit = int(config.get("max_position_embeddings") or 0)
+    return Model(
+        name=spec.model_name or Path(spec.model_path).resolve().name,
+        context_length=spec.context_length or limit,
+        vocabulary_size=int(config["vocab_size"]),
+        random_weights=spec.random_weights or bool(config.get("tactic_random_weights")),
+    )
+
+
+def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
+    """Leaves in the environment what the engine's own processes are to find there."""
+    if spec.device not in ("", "auto"):
+        os.environ[DEVICE_VARIABLE] = spec.device
+    if spec.threads:
+        os.environ["OMP_NUM_THREADS"] = str(spec.threads)
+    # Beyond the checkpoint's own limit is the operator's explicit choice.
+    os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
+    backend.to_environment()
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Arguments of `sgl.Engine`.
+
+    Raises:
+        UnsupportedError: a setting, or the checkpoint, can't be served.
+    """
+    check_checkpoint(spec.model_path)
+    device = engine_device()
+    if device == "cpu" and spec.tensor_parallel > 1:
+        raise UnsupportedError("engine.tensor_parallel: the CPU platform runs one rank; use 1")
+    arguments: dict[str, Any] = {
+        "model_path": spec.model_path,
+        "device": device,
+        "attention_backend": "tactic",
+        # Its sampler takes a seed per request.
+        "sampling_backend": "pytorch",
+        "grammar_backend": "none",
+        "skip_tokenizer_init": True,
+        "incremental_streaming_output": True,
+        "skip_server_warmup": True,
+        "log_level": "info",
+        "tp_size": spec.tensor_parallel or 1,
+        "page_size": 1,
+        "random_seed": spec.random_seed,
+        "dtype": spec.dtype or "auto",
+        "kv_cache_dtype": spec.kv_cache_dtype or "auto",
+    }
+    if spec.random_weights:
+        arguments["load_format"] = "dummy"
+    optional = {
+        "context_length": spec.context_length,
+        "max_total_tokens": spec.max_total_tokens,
+        "mem_fraction_static": spec.mem_fraction_static,
+        "max_running_requests": spec.max_running_requests,
+        "chunked_prefill_size": spec.chunked_prefill_size,
+    }
+    arguments |= {name: value for name, value in optional.items() if value}
+    if device == "cpu":
+        arguments.setdefault("max_total_tokens", CPU_KV_TOKENS)
+        arguments.setdefault("chunked_prefill_size", CPU_PREFILL_CHUNK)
+        if arguments["dtype"] == "auto":
+            arguments["dtype"] = "float32"
+    else:
+        # The selection still runs as plain torch operations with host reads, which no graph can hold.
+        arguments["disable_cuda_graph"] = True
+    return arguments
