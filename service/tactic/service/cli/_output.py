@@ -77,20 +77,12 @@ def _plain_value(value: Any, field: Any) -> Any:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Yields a function that shows what is being waited for: a spinner, or a line for each change."""
+    """Yields a function that shows what is being waited for: a spinner, or a line for each step."""
     if err.is_terminal:
         with err.status("") as spinner:
             yield spinner.update
-        return
-    last = ""
-
-    def show(message: str) -> None:
-        nonlocal last
-        if message != last:
-            note(message)
-            last = message
-
-    yield show
+    else:
+        yield note
 
 
 def answer_stats(answer: Answer) -> dict[str, Any]:

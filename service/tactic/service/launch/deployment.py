@@ -142,7 +142,6 @@ class _Launch:
         supervisor_address = workers.supervisor_address or self.state.supervisor_address
         self._record(supervisor_address=supervisor_address)
         frontends = self._start_frontends(redis_url, supervisor_address)
-        self.progress("waiting for the workers to load the model")
         wanted = workers.decode + workers.clustering if spec else 1
         wait_for_workers(supervisor_address, wanted, workers.start_timeout_s, supervisor, self.progress)
         self.progress("waiting for the front end to serve")

@@ -14,6 +14,8 @@ from tactic.worker.v1 import supervisor_pb2, supervisor_pb2_grpc
 Progress = Callable[[str], None]
 
 POLL_S = 0.2
+# How often it is said again what is being waited for.
+REPORT_S = 10
 # A worker that has failed this often will not come up by trying again.
 START_ATTEMPTS = 3
 
@@ -33,8 +35,9 @@ def wait_for_workers(
     Raises:
         LaunchError: if the supervisor ends, a worker keeps failing, or time is up.
     """
-    deadline = time.monotonic() + timeout_s
-    missing = "the supervisor's first report"
+    began = time.monotonic()
+    deadline = began + timeout_s
+    missing, told = "the supervisor's first report", ""
     while (left := deadline - time.monotonic()) > 0:
         if supervisor is not None:
             supervisor.check_alive()
@@ -45,7 +48,11 @@ def wait_for_workers(
                     missing = _missing(report.workers, wanted)
                     if not missing:
                         return
-                    progress(f"waiting for {missing}")
+                    elapsed = int((time.monotonic() - began) / REPORT_S) * REPORT_S
+                    message = f"waiting for {missing}: {elapsed} s"
+                    if message != told:
+                        progress(message)
+                        told = message
             except grpc.RpcError:
                 # Not listening yet, or gone: the process or the clock decides.
                 time.sleep(POLL_S)
