@@ -1,0 +1,294 @@
+"""Times the decode chain against dense FlashInfer on one GPU; prints a table, writes JSON.
+
+python tests/gpu/kernels/bench.py --out results.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import graph_us
+from workload import Layer, Workload, build, logits_of
+
+from tactic.kernels.decode.runner import DecodeRunner
+from tactic.kernels.index import DecodeOptions
+from tactic.kernels.index_map.triton import write_rows
+from tactic.kernels.ranking.triton import score
+from tactic.kernels.selection.triton import find_cuts
+from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
+from tactic.kernels.sparse_decode.triton import sparse_decode_triton
+from tactic.kernels.union.triton import unite_cuts
+
+SINKS = 16
+CASES = {  # name: context, batch, layers, structured
+    "128k x 1": (131072, 1, 6, True),
+    "128k x 4": (131072, 4, 3, True),
+    "32k x 8": (32768, 8, 3, True),
+    "1M x 1": (1048576, 1, 2, True),
+    "128k x 1, no structure": (131072, 1, 3, False),
+    "2k x 8, short": (2048, 8, 6, True),
+}
+
+
+@dataclass
+class Row:
+    case: str
+    dense_us: float = 0.0
+    chain_us: float = 0.0
+    speedup: float = 0.0
+    stages_us: dict[str, float] = field(default_factory=dict)
+    flashinfer_us: dict[str, float] = field(default_factory=dict)
+    read_per_kv_head: float = 0.0
+    selected_per_query_head: float = 0.0
+    oracle_per_query_head: float = 0.0
+    share_mean: float = 0.0
+    share_min: float = 0.0
+    success_rate: float = 0.0
+    output_error: float = 0.0
+    index_build_ms: float = 0.0
+    floor_us: float = 0.0
+
+
+def dense_calls(work: Workload) -> list[Callable[[], object]]:
+    """Dense FlashInfer, page size 1, planned for the real lengths."""
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+    batch, query_heads, dim = work.layers[0].q.shape
+    heads = work.layers[0].k_pool.shape[1]
+    device = work.layers[0].q.device
+    indices = work.req_to_token.flatten().contiguous()
+    context = work.req_to_token.shape[1]
+    ones = torch.ones(batch, dtype=torch.int32, device=device)
+    indptr = torch.arange(0, (batch + 1) * context, context, dtype=torch.int32)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(
+        torch.zeros(256 << 20, dtype=torch.uint8, device=device),
+        "NHD",
+        use_cuda_graph=True,
+        use_tensor_cores=True,
+        paged_kv_indptr_buffer=indptr.to(device),
+        paged_kv_indices_buffer=indices.clone(),
+        paged_kv_last_page_len_buffer=ones.clone(),
+    )
+    wrapper.plan(
+        indptr,
+        indices,
+        ones,
+        query_heads,
+        heads,
+        dim,
+        1,
+        q_data_type=torch.bfloat16,
+        kv_data_type=torch.bfloat16,
+        sm_scale=work.scale,
+    )
+    return [
+        partial(wrapper.run, layer.q, (layer.k_pool.unsqueeze(1), layer.v_pool.unsqueeze(1)))
+        for layer in work.layers
+    ]
+
+
+def measure(name: str, threshold: float) -> Row:
+    """One case: speed of every stage, and what was reached."""
+    context, batch, layers, structured = CASES[name]
+    work = build(
+        context=context, batch=batch, layers=layers, structured=structured, tail=min(1024, context // 2)
+    )
+    first = work.layers[0]
+    query_heads, dim = first.q.shape[1:]
+    heads = first.k_pool.shape[1]
+    runner = DecodeRunner.create(
+        batch=batch,
+        query_heads=query_heads,
+        kv_heads=heads,
+        head_dim=dim,
+        context=context,
+        segments=work.table.unit.shape[1],
+        cluster_size=first.arena.cluster_size,
+        device="cuda",
+        processors=torch.cuda.get_device_properties(0).multi_processor_count,
+    )
+    options = DecodeOptions.create(batch, threshold=threshold, device="cuda", sinks=SINKS)
+    runner.plan(work.table, options, work.request_slots, work.seq_lens)
+    row = Row(name, oracle_per_query_head=work.oracle_tokens, index_build_ms=work.build_ms)
+
+    dense = dense_calls(work)
+    reach(row, work, runner, dense, threshold)
+    row.dense_us = graph_us(dense)
+    row.chain_us = graph_us([partial(whole, runner, layer, work) for layer in work.layers])
+    row.speedup = row.dense_us / row.chain_us
+    row.stages_us = stage_times(runner, work)
+    row.stages_us["plan (once a step)"] = graph_us(
+        [partial(runner.plan, work.table, options, work.request_slots, work.seq_lens)]
+    )
+    moved = row.read_per_kv_head * heads * batch * dim * 4
+    index_bytes = batch * heads * context // first.arena.cluster_size * (dim * 2 + 12)
+    row.floor_us = (moved + index_bytes) / 3.0e6  # 3.0 TB/s, an H100's copy bandwidth
+    row.flashinfer_us = flashinfer_times(row, runner, work)
+    return row
+
+
+def whole(runner: DecodeRunner, layer: Layer, work: Workload) -> object:
+    return runner.run(
+        layer.q, layer.k_pool, layer.v_pool, work.req_to_token, layer.arena, scale=work.scale, sinks=SINKS
+    )
+
+
+def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
+    """Each stage alone, over all layers, on the buffers of a whole run."""
+    whole(runner, work.layers[-1], work)
+
+    def score_layer(layer: Layer) -> None:
+        score(
+            runner.scores,
+            runner.step,
+            layer.arena,
+            layer.q,
+            layer.k_pool,
+            work.req_to_token,
+            scale=work.scale,
+            sinks=SINKS,
+            scorers=runner.splits,
+        )
+
+    def attend_layer(layer: Layer) -> None:
+        sparse_decode_triton(
+            layer.q,
+            layer.k_pool,
+            layer.v_pool,
+            runner.indices,
+            runner.indptr,
+            work.scale,
+            partial=runner.partial,
+            partial_lse=runner.partial_lse,
+            out=torch.empty_like(layer.q),
+            lse=torch.empty(layer.q.shape[:2], device="cuda"),
+        )
+
+    def write_layer(layer: Layer) -> None:
+        write_rows(
+            runner.indices,
+            runner.indptr,
+            runner.reads,
+            runner.scores,
+            runner.step,
+            layer.arena,
+            work.req_to_token,
+            sinks=SINKS,
+            writers=runner.splits,
+        )
+
+    def cut_layer(_: Layer) -> None:
+        find_cuts(runner.cuts, runner.scores, runner.step)
+
+    def unite_layer(_: Layer) -> None:
+        unite_cuts(runner.reads, runner.cuts, runner.scores, runner.step, sinks=SINKS)
+
+    stages = {
+        "write": write_layer,
+        "attend": attend_layer,
+        "unite": unite_layer,
+        "cut": cut_layer,
+        "score": score_layer,
+    }
+    return {
+        name: graph_us([partial(stage, layer) for layer in work.layers]) for name, stage in stages.items()
+    }
+
+
+def flashinfer_times(row: Row, runner: DecodeRunner, work: Workload) -> dict[str, float]:
+    """FlashInfer on the same lists, planned at bounds above their length; the attention alone."""
+    layer = work.layers[0]
+    batch, query_heads, dim = layer.q.shape
+    heads = layer.k_pool.shape[1]
+    whole(runner, layer, work)
+    lists, bounds = runner.indices.clone(), runner.indptr.clone()
+    longest = int(runner.reads.lengths.max())
+    context = work.req_to_token.shape[1]
+    times = {}
+    for label, bound, split in [
+        ("exact bound", longest, None),
+        ("4 x bound", 4 * longest, None),
+        ("full bound", context, None),
+        ("full bound, chunks of 512", context, 512),
+    ]:
+        bound = min(bound, context)
+        attend = FlashInferDecode(
+            group=query_heads // heads,
+            head_dim=dim,
+            bound=bound,
+            split=split,
+            dtype=torch.bfloat16,
+            scale=work.scale,
+            indices=runner.indices,
+            indptr=runner.indptr,
+        )
+        runner.indices.copy_(lists)
+        runner.indptr.copy_(bounds)
+        times[label] = graph_us([partial(attend.run, one.q, one.k_pool, one.v_pool) for one in work.layers])
+        runner.indices.copy_(lists)
+        runner.indptr.copy_(bounds)
+    return times
+
+
+def reach(
+    row: Row, work: Workload, runner: DecodeRunner, dense: list[Callable[[], object]], threshold: float
+) -> None:
+    """Share of the true weight that was read, and the distance to dense output, over all layers."""
+    shares, errors, read, selected = [], [], [], []
+    for layer, dense_call in zip(work.layers, dense, strict=True):
+        result, lse = runner.run(
+            layer.q, layer.k_pool, layer.v_pool, work.req_to_token, layer.arena, scale=work.scale, sinks=SINKS
+        )
+        for request in range(len(lse)):
+            full = logits_of(layer.q[request], layer.k_pool, work.req_to_token[request], work.scale)
+            shares.append(torch.exp(lse[request] - full.logsumexp(-1)))
+        reference = dense_call()
+        assert isinstance(reference, torch.Tensor)
+        errors.append((result.out.float() - reference.float()).norm() / reference.float().norm())
+        read.append(result.read.float().mean())
+        selected.append(result.selected.float().mean())
+    share = torch.cat(shares)
+    row.share_mean, row.share_min = float(share.mean()), float(share.min())
+    row.success_rate = float((share >= threshold - 0.005).float().mean())
+    row.output_error = float(torch.stack(errors).mean())
+    row.read_per_kv_head, row.selected_per_query_head = (
+        float(torch.stack(values).mean()) for values in (read, selected)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.cases:
+        row = measure(name, arguments.threshold)
+        rows.append(asdict(row))
+        torch.cuda.empty_cache()
+        print(
+            f"{name:24} dense {row.dense_us:7.1f} us  chain {row.chain_us:7.1f} us  {row.speedup:5.2f} x"
+            f"  floor {row.floor_us:6.1f} us  read {row.read_per_kv_head:7.0f}"
+            f"  selected {row.selected_per_query_head:6.0f} (oracle {row.oracle_per_query_head:5.0f})"
+            f"  share {row.share_mean:.3f} (min {row.share_min:.3f}, ok {row.success_rate:.2f})"
+            f"  error {row.output_error:.4f}  index {row.index_build_ms:.1f} ms",
+            flush=True,
+        )
+        for title, times in (("stages", row.stages_us), ("flashinfer", row.flashinfer_us)):
+            print(f"    {title}: " + ", ".join(f"{k} {v:.1f}" for k, v in times.items()), flush=True)
+        properties = torch.cuda.get_device_properties(0)
+        arguments.out.write_text(
+            json.dumps({"device": properties.name, "threshold": arguments.threshold, "rows": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Synthetic Llama-3.1-8B-shaped layers whose oracle needs a set number of tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tactic.kernels.index import LayerArena, SegmentTable, units_in
+from tactic.kernels.kmeans import kmeans_pool
+
+SEGMENT = 8192
+
+
+@dataclass
+class Layer:
+    q: Tensor
+    k_pool: Tensor
+    v_pool: Tensor
+    arena: LayerArena
+
+
+@dataclass
+class Workload:
+    layers: list[Layer]
+    req_to_token: Tensor
+    request_slots: Tensor
+    seq_lens: Tensor
+    table: SegmentTable
+    scale: float
+    build_ms: float
+    oracle_tokens: float
+
+
+def build(
+    *,
+    context: int,
+    batch: int,
+    layers: int,
+    heads: int = 8,
+    group: int = 4,
+    dim: int = 128,
+    cluster_size: int = 32,
+    oracle: int = 900,
+    tail: int = 1024,
+    structured: bool = True,
+    device: str = "cuda",
+    seed: int = 0,
+) -> Workload:
+    """Requests of `context` positions, the last `tail` of them not clustered."""
+    torch.manual_seed(seed)
+    slots = batch * context
+    permuted = torch.randperm(slots, device=device, dtype=torch.int32)
+    req_to_token = permuted.view(batch, context)
+    clustered = context - tail
+    lengths = [SEGMENT] * (clustered // SEGMENT) + ([clustered % SEGMENT] if clustered % SEGMENT else [])
+    per_request = sum(units_in(n) for n in lengths)
+    table = SegmentTable.create(slots=batch, segments=len(lengths), device=device)
+    for request in range(batch):
+        row, unit = [], request * per_request
+        for n in lengths:
+            row.append((unit, n))
+            unit += units_in(n)
+        table.write(request, row)
+
+    scale = dim**-0.5
+    made: list[Layer] = []
+    build_ms = tokens = 0.0
+    for _ in range(layers):
+        k_pool = torch.empty(slots, heads, dim, dtype=torch.bfloat16, device=device)
+        topics = torch.randn(max(1, context // 256), heads, dim, device=device) * (1.0 if structured else 0.0)
+        for request in range(batch):
+            topic = torch.randint(len(topics), (context // 16 + 1,), device=device).repeat_interleave(16)
+            for begin in range(0, context, SEGMENT):
+                ids = req_to_token[request, begin : begin + SEGMENT].long()
+                noise = torch.randn(len(ids), heads, dim, device=device)
+                k_pool[ids] = (topics[topic[begin : begin + len(ids)]] + noise).to(torch.bfloat16)
+        v_pool = torch.randn(slots, heads, dim, device=device, dtype=torch.bfloat16)
+        mixture = torch.randn(batch, heads * group, 4, device=device).abs()
+        chosen = topics[torch.randint(len(topics), (batch, heads * group, 4), device=device)]
+        head = torch.arange(heads, device=device).repeat_interleave(group)
+        picked = chosen[:, torch.arange(heads * group, device=device), :, head].transpose(0, 1)
+        q = (mixture[..., None] * picked).sum(2) + 0.5 * torch.randn(batch, heads * group, dim, device=device)
+        q, needed = _calibrate(q, k_pool, req_to_token, scale, oracle if structured else context)
+        tokens += needed / layers
+
+        arena = LayerArena.create(
+            heads=heads,
+            units=batch * per_request,
+            head_dim=dim,
+            cluster_size=cluster_size,
+            dtype=torch.bfloat16,
+            device=device,
+        )
+        begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin_event.record()
+        for request in range(batch):
+            _index(arena, table, request, k_pool, req_to_token[request], lengths, cluster_size)
+        end_event.record()
+        end_event.synchronize()
+        build_ms = begin_event.elapsed_time(end_event) / batch  # the last one, compiled and warm
+        made.append(Layer(q.to(torch.bfloat16), k_pool, v_pool, arena))
+    return Workload(
+        made,
+        req_to_token,
+        torch.arange(batch, device=device, dtype=torch.int32),
+        torch.full((batch,), context, dtype=torch.int32, device=device),
+        table,
+        scale,
+        build_ms,
+        tokens,
+    )
+
+
+def logits_of(q: Tensor, k_pool: Tensor, slot_ids: Tensor, scale: float) -> Tensor:
+    """Logits `[Hq, n]` fp32 of one request's queries `[Hq, d]`, in bounded memory."""
+    heads = k_pool.shape[1]
+    grouped = (q.float() * scale).view(heads, -1, q.shape[1])
+    parts = [
+        torch.bmm(grouped, k_pool[ids.long()].float().permute(1, 2, 0)) for ids in slot_ids.split(1 << 16)
+    ]
+    return torch.cat(parts, -1).view(q.shape[0], -1)
+
+
+def _calibrate(
+    q: Tensor, k_pool: Tensor, req_to_token: Tensor, scale: float, oracle: int
+) -> tuple[Tensor, float]:
+    """Scales each head's query so that 90 % of its weight lies on about `oracle` tokens."""
+    tuned = torch.empty_like(q)
+    needed = torch.zeros(q.shape[:2], device=q.device)
+    for request in range(q.shape[0]):
+        logits = logits_of(q[request], k_pool, req_to_token[request], scale).sort(-1, descending=True).values
+        low, high = torch.zeros(q.shape[1], device=q.device), torch.full((q.shape[1],), 40.0, device=q.device)
+        for _ in range(20):
+            middle = (low + high) / 2
+            count = ((logits * middle[:, None]).softmax(-1).cumsum(-1) < 0.9).sum(-1) + 1
+            low, high = torch.where(count > oracle, middle, low), torch.where(count > oracle, high, middle)
+        tuned[request] = q[request] * high[:, None]
+        needed[request] = count.float()
+    return tuned, float(needed.mean())
+
+
+def _index(
+    arena: LayerArena,
+    table: SegmentTable,
+    request: int,
+    k_pool: Tensor,
+    slot_ids: Tensor,
+    lengths: list[int],
+    cluster_size: int,
+) -> None:
+    """Clusters one request: the full segments in one call, then the rest."""
+    units = table.unit[request].tolist()
+    full = sum(n == SEGMENT for n in lengths)
+    if full:
+        ids = slot_ids[: full * SEGMENT].view(full, SEGMENT)
+        for i, clusters in enumerate(kmeans_pool(k_pool, ids, cluster_size).split(full)):
+            arena.write(units[i], clusters)
+    if full < len(lengths):
+        begin = full * SEGMENT
+        rest = kmeans_pool(k_pool, slot_ids[None, begin : begin + lengths[-1]], cluster_size)
+        arena.write(units[full], rest)
