@@ -1,7 +1,7 @@
 """Runs the workers of a deployment: `python -m tactic.workers --spec FILE`.
 
-FILE holds a tactic.worker.v1.DeploymentSpec as protobuf JSON. One line of JSON on stdout tells where SupervisorService
-listens; logs go to stderr. SIGTERM or SIGINT ends everything that it started.
+FILE holds a tactic.worker.v1.DeploymentSpec as protobuf JSON. One line of JSON on stdout tells where
+SupervisorService listens; logs go to stderr. SIGTERM or SIGINT ends everything that it started.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import grpc
 import ray
 from google.protobuf import json_format
 from pydantic import ValidationError
+
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.worker.v1.supervisor_pb2_grpc import add_SupervisorServiceServicer_to_server
 from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment

@@ -17,14 +17,14 @@ class IndexConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cluster_size: Literal[16, 32, 64] = 32
-    segment_size: int = Field(8192, ge=512, le=8192, multiple_of=512)
-    sinks: int = Field(16, ge=0, le=1024)
-    threshold: float = Field(0.9, gt=0, le=1)
+    segment_size: int = Field(default=8192, ge=512, le=8192, multiple_of=512)
+    sinks: int = Field(default=16, ge=0, le=1024)
+    threshold: float = Field(default=0.9, gt=0, le=1)
     estimator: Literal["fit", "centroid", "exact"] = "fit"
-    memory_share: float = Field(0.0, ge=0, le=1)
+    memory_share: float = Field(default=0.0, ge=0, le=1)
     """0 takes what indexes every token of the KV pool."""
     check_integrity: bool = False
-    min_clustered: int = Field(1024, ge=1)
+    min_clustered: int = Field(default=1024, ge=1)
     """Requests with fewer clustered positions are attended densely."""
 
 
@@ -34,17 +34,20 @@ class RefreshConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
-    interval: int = Field(2048, ge=1)
+    interval: int = Field(default=2048, ge=1)
     scope: Literal["tail", "full"] = "tail"
     placement: Literal["cpu", "colocated", "dedicated"] = "cpu"
-    timeout_s: float = Field(60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0)
 
 
 class BackendConfig(BaseModel):
     """All that the `tactic` attention backend needs to know.
 
     Attributes:
-        link: ZeroMQ address of the decode worker's end; empty where there is none (no refresh, no statistics).
+        index: clustering and selection.
+        refresh: when, where and how much is clustered anew.
+        link: ZeroMQ address of the decode worker's end; empty where there is none (no refresh, no
+            statistics).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,13 +60,18 @@ class BackendConfig(BaseModel):
     def _refresh_can_fill_a_segment(self) -> BackendConfig:
         if self.refresh.enabled and self.refresh.interval > self.index.segment_size:
             raise ValueError(
-                f"refresh.interval = {self.refresh.interval} must not exceed index.segment_size = {self.index.segment_size}"
+                f"refresh.interval = {self.refresh.interval} must not exceed "
+                f"index.segment_size = {self.index.segment_size}"
             )
         return self
 
     @classmethod
     def from_environment(cls) -> BackendConfig:
-        """The configuration that the parent process left, or the defaults. Raises pydantic.ValidationError."""
+        """The configuration that the parent process left, or the defaults.
+
+        Raises:
+            pydantic.ValidationError: naming the field and its limit.
+        """
         text = os.environ.get(VARIABLE)
         return cls.model_validate_json(text) if text else cls()
 

@@ -47,6 +47,8 @@ def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
         os.environ[DEVICE_VARIABLE] = spec.device
     if spec.threads:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
+    # Decode graphs read req_to_token to their end; the scheduler must not write the next step's rows before.
+    os.environ["SGLANG_FORCE_COARSE_WAR_BARRIER"] = "1"
     # Beyond the checkpoint's own limit is the operator's explicit choice.
     os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
     backend.to_environment()
@@ -95,6 +97,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         if arguments["dtype"] == "auto":
             arguments["dtype"] = "float32"
     else:
-        # The selection still runs as plain torch operations with host reads, which no graph can hold.
-        arguments["disable_cuda_graph"] = True
+        # Prefill graphs take minutes to capture and gain little at the lengths that Tactic is for.
+        arguments["cuda_graph_backend_prefill"] = "disabled"
+        if spec.max_running_requests:
+            arguments["cuda_graph_max_bs_decode"] = spec.max_running_requests
     return arguments

@@ -22,7 +22,7 @@ async def refuse(
     field: str = "",
     retry_s: float | None = None,
 ) -> NoReturn:
-    """Ends a call with a google.rpc.Status: ErrorInfo always, BadRequest with a field, RetryInfo with a delay.
+    """Ends a call with a google.rpc.Status: always ErrorInfo; BadRequest or RetryInfo where they apply.
 
     Args:
         context: of the call.
@@ -46,7 +46,7 @@ async def refuse(
         any_detail.Pack(detail)
         packed.append(any_detail)
     status = status_pb2.Status(code=code, message=message, details=packed)
-    await context.abort_with_status(rpc_status.to_status(status))
+    await context.abort_with_status(rpc_status.to_status(status))  # type: ignore[attr-defined]  # not in the stubs
     raise AssertionError("abort_with_status returned")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
+
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.messages import Gauges, Hello, RefreshJob, RefreshReply, RequestReport
 from tactic.workers.refresh.worker import Frames
@@ -67,7 +68,7 @@ class SchedulerHub:
         return list(self.hellos.values())
 
     async def take_reports(self, request_id: str, stays: int, timeout_s: float = 2.0) -> list[RequestReport]:
-        """What every rank reported of a request that held a slot `stays` times; what came if some do not come."""
+        """What each rank reported of a request that held a slot `stays` times; less after the timeout."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(

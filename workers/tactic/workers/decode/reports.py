@@ -11,7 +11,7 @@ from tactic.workers.refresh.messages import Gauges, RequestReport
 
 
 def attention_stats(reports: Sequence[RequestReport]) -> AttentionStats:
-    """One account of a request from all ranks, and from each stay in a slot if it was retracted in between."""
+    """One account of a request from all ranks, and from all its stays in a slot if it was retracted."""
     if not reports:
         return AttentionStats()
     first = [report for report in reports if report.rank == reports[0].rank]

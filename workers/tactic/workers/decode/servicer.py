@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
+
 from tactic.v1.admin_pb2 import Model, WorkerStats
 from tactic.v1.types_pb2 import (
     FINISH_REASON_CANCELLED,
@@ -99,17 +101,19 @@ class WorkerServicer(WorkerServiceServicer):
             await self._refuse(context, error)
         await self._refuse_if_draining(context)
         logprobs = request.sampling.logprobs if request.sampling.HasField("logprobs") else None
-        async for output in self._run(request.request_id, request.token_ids, parameters, logprobs):
-            meta = output["meta_info"]
-            response = pb.GenerateResponse(
-                token_ids=output["output_ids"], logprobs=_logprobs(meta) if logprobs is not None else ()
-            )
-            if meta["finish_reason"]:
-                await self._check_finish(context, meta["finish_reason"])
-                response.finished.reason = _REASONS[meta["finish_reason"]["type"]]
-                response.finished.usage.CopyFrom(_usage(meta))
-                response.finished.attention.CopyFrom(await self._attention(request.request_id, meta))
-            yield response
+        run = self._run(request.request_id, request.token_ids, parameters, logprobs)
+        async with contextlib.aclosing(run) as outputs:
+            async for output in outputs:
+                meta = output["meta_info"]
+                response = pb.GenerateResponse(
+                    token_ids=output["output_ids"], logprobs=_logprobs(meta) if logprobs is not None else ()
+                )
+                if meta["finish_reason"]:
+                    await self._check_finish(context, meta["finish_reason"])
+                    response.finished.reason = _REASONS[meta["finish_reason"]["type"]]
+                    response.finished.usage.CopyFrom(_usage(meta))
+                    response.finished.attention.CopyFrom(await self._attention(request.request_id, meta))
+                yield response
 
     async def Prefill(
         self, request: pb.PrefillRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -121,17 +125,19 @@ class WorkerServicer(WorkerServiceServicer):
             await self._refuse(context, error)
         await self._refuse_if_draining(context)
         parameters = {"max_new_tokens": 0, "temperature": 0.0, "sampling_seed": 0}
-        async for output in self._run(request.request_id, request.token_ids, parameters, None):
-            meta = output["meta_info"]
-            if meta["finish_reason"]:
-                await self._check_finish(context, meta["finish_reason"])
-                attention = await self._attention(request.request_id, meta)
-                return pb.PrefillResponse(usage=_usage(meta), attention=attention)
+        run = self._run(request.request_id, request.token_ids, parameters, None)
+        async with contextlib.aclosing(run) as outputs:
+            async for output in outputs:
+                meta = output["meta_info"]
+                if meta["finish_reason"]:
+                    await self._check_finish(context, meta["finish_reason"])
+                    attention = await self._attention(request.request_id, meta)
+                    return pb.PrefillResponse(usage=_usage(meta), attention=attention)
         raise AssertionError("the engine ended a request without a reason")
 
     async def _run(
         self, request_id: str, token_ids: Any, parameters: dict[str, Any], logprobs: int | None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         """The engine's stream; whatever ends it early aborts the request there."""
         self._waiting += 1
         started = finished = False

@@ -40,7 +40,8 @@ def check_prompt(request_id: str, token_ids: Sequence[int], *, vocabulary: int, 
         raise InvalidRequestError("token_ids", "the prompt is empty; give at least one token")
     if len(token_ids) >= limit:
         raise InvalidRequestError(
-            "token_ids", f"{len(token_ids)} tokens leave no room in a context of {limit}; send at most {limit - 1}"
+            "token_ids",
+            f"{len(token_ids)} tokens leave no room in a context of {limit}; send at most {limit - 1}",
         )
     if max(token_ids) >= vocabulary:
         raise InvalidRequestError("token_ids", f"{max(token_ids)} is outside the vocabulary of {vocabulary}")

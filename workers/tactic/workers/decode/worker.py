@@ -10,6 +10,7 @@ import grpc
 import ray
 import torch
 from google.protobuf import json_format
+
 from tactic.v1.admin_pb2 import WorkerStats
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
@@ -72,8 +73,9 @@ class DecodeWorker:
         except TimeoutError as error:
             engine.shutdown()
             raise RuntimeError(
-                "the engine runs, but not with the tactic attention backend: its plug-in did not load. Is the `tactic` "
-                "distribution installed in the engine's environment, and does SGLANG_PLUGINS (if set) name it?"
+                "the engine runs, but not with the tactic attention backend: its plug-in did not load. Is "
+                "the `tactic` distribution installed in the engine's environment, and does SGLANG_PLUGINS "
+                "(if set) name it?"
             ) from error
 
         model = describe_model(engine_spec, check_checkpoint(engine_spec.model_path))
@@ -100,7 +102,11 @@ class DecodeWorker:
 
     async def stats(self) -> bytes:
         """A serialised tactic.v1.WorkerStats; also how the supervisor sees that the process lives."""
-        return self._servicer.stats().SerializeToString() if self._servicer else WorkerStats().SerializeToString()
+        return (
+            self._servicer.stats().SerializeToString()
+            if self._servicer
+            else WorkerStats().SerializeToString()
+        )
 
     async def drain(self) -> None:
         """Refuses new requests from now on; the running ones go on."""
@@ -119,7 +125,7 @@ class DecodeWorker:
 def create_decode_worker(
     worker_id: str, spec: DeploymentSpec, clustering: Sequence[Any], *, gpus: int
 ) -> Any:
-    """Creates the Ray actor; the supervisor starts it, and creates another when it dies. Returns its handle."""
+    """Creates the Ray actor, not restarted when it dies: its engine needs `start`. Returns its handle."""
     actor = ray.remote(DecodeWorker)
     return actor.options(num_cpus=0, num_gpus=gpus, max_restarts=0, max_concurrency=1000).remote(
         worker_id, json_format.MessageToJson(spec), list(clustering)

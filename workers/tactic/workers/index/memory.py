@@ -9,7 +9,7 @@ import torch
 from tactic.kernels.index import UNIT_TOKENS, LayerArena, SegmentTable
 
 SLACK = 1.25
-"""Room for segments that do not fill their units, and for refreshes that need the old and the new index at once."""
+"""Room for segments that do not fill their units, and for refreshes, which hold the old and the new index."""
 
 
 @dataclass(frozen=True)

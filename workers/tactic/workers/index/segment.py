@@ -58,4 +58,8 @@ class Row:
     @property
     def clustered_length(self) -> int:
         """Positions below it are in the index."""
-        return self.segments[-1].end if self.segments else 0
+        return self.end_of(len(self.segments))
+
+    def end_of(self, count: int) -> int:
+        """First position after the first `count` segments."""
+        return self.segments[count - 1].end if count else 0

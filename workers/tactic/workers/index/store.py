@@ -28,8 +28,9 @@ class StoreCounters:
 class IndexStore:
     """Owns the arenas' units, the segments in them and the per-request rows of the segment table.
 
-    A segment outlives its request: it stays while its units are not needed and its slots are not rewritten, and is
-    found again by any request whose positions map to the same slots (a later turn, a fork, a shared prefix).
+    A segment outlives its request: it stays while its units are not needed and its slots are not rewritten,
+    and is found again by any request whose positions map to the same slots (a later turn, a fork, a shared
+    prefix).
     All changes happen between two steps, on the forward stream, so a step sees one version in all layers.
 
     Args:
@@ -80,9 +81,7 @@ class IndexStore:
         self.release(slot)
         row = Row(request_id, generation)
         stamps = self.clock.stamps(slots.to(self.table.unit.device, torch.int64)) if len(slots) else slots
-        while (found := self._find(row.clustered_length, slots, stamps)) and len(
-            row.segments
-        ) < self._max_segments:
+        while self.has_room(row) and (found := self._find(row.clustered_length, slots, stamps)):
             self._hold(found)
             row.segments.append(found)
             self.counters.tokens_reused += found.length
@@ -91,7 +90,7 @@ class IndexStore:
         return row
 
     def extend(self, slot: int, row: Row, slots: torch.Tensor, *, complete: bool) -> list[Segment]:
-        """Adds segments for the positions that a row has no index for, to be built by the caller in this step.
+        """Adds segments for the positions that have no index, to be built by the caller in this step.
 
         Args:
             slot: request slot of `row`.
@@ -100,14 +99,15 @@ class IndexStore:
             complete: the prompt ends here, so the remainder after whole segments is clustered too.
 
         Returns:
-            The new segments, contiguous from the row's clustered length. Empty where there is too little to cluster,
-            or no memory: the tail is then attended exactly.
+            The new segments, contiguous from the row's clustered length. Empty where there is too little to
+            cluster, or no memory: the tail is then attended exactly.
         """
         added = []
         for start, length in self.pieces(row.clustered_length, len(slots), complete=complete):
+            if not self.has_room(row):
+                break
             segment = self._allocate(start, slots[start : start + length], self.clock.now)
-            if segment is None or len(row.segments) >= self._max_segments:
-                self._discard(segment)
+            if segment is None:
                 break
             self._hold(segment)
             row.segments.append(segment)
@@ -126,21 +126,34 @@ class IndexStore:
             yield start, end - start
 
     def allocate(self, pieces: Iterable[tuple[int, torch.Tensor]], *, read_at: int) -> list[Segment] | None:
-        """Units for several segments, (first position, slot ids) each, whose keys were read at `read_at`; all or none."""
+        """Makes segments of keys read at `read_at`, one of each (first position, slot ids); all or none."""
         segments: list[Segment] = []
+        complete = True
         for start, slots in pieces:
             segment = self._allocate(start, slots, read_at)
             if segment is None:
-                for made in segments:
-                    self._discard(made)
-                return None
+                complete = False
+                break
+            segment.users += 1  # until all are there: one must not be evicted for the next
             segments.append(segment)
-        return segments
+        for segment in segments:
+            segment.users -= 1
+            if not complete:
+                self._discard(segment)
+        return segments if complete else None
+
+    def has_room(self, row: Row, *, removed: int = 0, added: int = 1) -> bool:
+        """Whether the table can show the row after such a change."""
+        return len(row.segments) - removed + added <= self._max_segments
 
     def swap(self, slot: int, row: Row, replaced: Sequence[Segment], segments: Sequence[Segment]) -> None:
-        """Hot-swaps: puts built `segments` in the place of the row's `replaced` ones, as one new version."""
+        """Hot-swaps: puts built `segments` in the place of the row's `replaced` ones, as one new version.
+
+        Raises:
+            ValueError: the table has no room for so many segments in a row; see `has_room`.
+        """
         first = row.segments.index(replaced[0]) if replaced else len(row.segments)
-        if len(row.segments) - len(replaced) + len(segments) > self._max_segments:
+        if not self.has_room(row, removed=len(replaced), added=len(segments)):
             raise ValueError(f"a row holds at most {self._max_segments} segments")
         for segment in segments:
             self._hold(segment)
@@ -186,7 +199,7 @@ class IndexStore:
         return segment
 
     def _reclaim(self, units: int) -> None:
-        """Frees unused segments until `units` are free in one run: stale first, then superseded, then the oldest."""
+        """Frees unused segments until `units` are free in one run: stale, then superseded, then oldest."""
         unused = [segment for segment in self.segments if segment.users == 0]
         stale = {segment for segment in unused if not self._fresh(segment)}
         order = sorted(unused, key=lambda s: (s not in stale, not s.superseded, s.last_used))
@@ -197,9 +210,7 @@ class IndexStore:
             self.counters.segments_evicted += segment not in stale
             self._discard(segment)
 
-    def _discard(self, segment: Segment | None) -> None:
-        if segment is None:
-            return
+    def _discard(self, segment: Segment) -> None:
         key = (segment.start, int(segment.slots[0]))
         group = self._segments[key]
         group.remove(segment)
@@ -216,7 +227,7 @@ class IndexStore:
         segment.last_used = self.clock.now
 
     def _find(self, start: int, slots: torch.Tensor, stamps: torch.Tensor) -> Segment | None:
-        """The longest valid segment that begins at `start` and lies within the prefix that maps to `slots`."""
+        """The longest valid segment that begins at `start` and lies within the prefix on `slots`."""
         if start >= len(slots):
             return None
         fitting = (
@@ -226,7 +237,7 @@ class IndexStore:
             and torch.equal(segment.slots, slots[start : segment.end])
             and int(stamps[start : segment.end].max()) <= segment.built_at
         )
-        return max(fitting, key=lambda segment: segment.length, default=None)
+        return max(fitting, key=lambda segment: (segment.length, not segment.superseded), default=None)
 
     def _write_row(self, slot: int, row: Row) -> None:
         self.table.write(slot, [(segment.unit, segment.length) for segment in row.segments])
@@ -237,7 +248,7 @@ class IndexStore:
         """Raises AssertionError, with what is wrong, unless every invariant holds.
 
         Args:
-            deep: also read the arenas: every position of a segment is in exactly one cluster, in every layer and head.
+            deep: also read the arenas: in every layer and head, each position is in exactly one cluster.
         """
         segments = self.segments
         taken = sorted([(s.unit, s.units) for s in segments] + self._extents.runs())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
+
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.worker import Frames
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 QUEUED_PER_ACTOR = 4
+RESTART_POLL_S = 0.2
 
 Reply = Callable[[int, RefreshReply, Frames], Awaitable[None]]
 
@@ -24,8 +26,8 @@ Reply = Callable[[int, RefreshReply, Frames], Awaitable[None]]
 class RefreshDispatcher:
     """Queues jobs by the age of their tails, longest first, and runs one at a time on each actor.
 
-    An actor that dies or takes too long costs its job one attempt; the job goes to another actor, then is given up.
-    A queue that is full answers "busy": the index stays as it is and the request asks again later.
+    An actor that dies or takes too long costs its job one attempt; the job goes to whoever is free, then is
+    given up. A queue that is full answers "busy": the index stays as it is and the request asks again later.
 
     Args:
         actors: handles of ClusteringWorker actors; Ray restarts them, so the handles stay good.
@@ -73,26 +75,35 @@ class RefreshDispatcher:
             logger.warning("refresh job %d of rank %d failed: %s", job.job_id, job.rank, reason)
             if attempts > 1 and not self._queue.full():
                 self._queue.put_nowait((tail, order, attempts - 1, job, frames))
-                # Whoever is free takes it; give another actor the chance before this one.
-                await asyncio.sleep(0.05)
             else:
                 await self._fail(job, reason)
+            await self._answers(actor)
 
     async def _run(self, actor: Any, job: RefreshJob, frames: Frames) -> str:
         """Runs a job on an actor and sends the answer; the reason if there is none."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                reply, result = await actor.cluster.remote(job, frames)
+                specs, result = await actor.cluster.remote(job, frames)
         except TimeoutError:
             ray.kill(actor, no_restart=False)
             return "timeout"
         except ray.exceptions.RayActorError:
             return "actor_died"
-        except ray.exceptions.RayTaskError:
-            logger.exception("clustering actor raised")
+        except ray.exceptions.RayError:
+            logger.exception("clustering actor failed")
             return "actor_error"
-        await self._reply(job.rank, reply, result)
+        await self._reply(job.rank, RefreshReply(job.job_id, tensors=specs), result)
         return ""
+
+    async def _answers(self, actor: Any) -> None:
+        """Waits until an actor is there (again), so that it takes no jobs from others only to fail them."""
+        while True:
+            try:
+                await actor.snapshot.remote()
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(RESTART_POLL_S)
+            else:
+                return
 
     async def _fail(self, job: RefreshJob, reason: str) -> None:
         await self._reply(job.rank, RefreshReply(job.job_id, error=reason), [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 import zmq
 
 from tactic.workers.refresh import messages
@@ -31,9 +30,12 @@ class SchedulerLink:
         """Queues a message; `frames` must stay unchanged until they are sent."""
         self._socket.send_multipart([messages.encode(message), *frames], copy=not frames)
 
-    def receive(self) -> Iterator[tuple[RefreshReply, list[torch.Tensor]]]:
-        """Replies that have arrived, each with its tensors."""
+    def receive(self) -> Iterator[tuple[RefreshReply, list[bytes]]]:
+        """Replies that have arrived, each with the frames of its tensors."""
         while self._socket.poll(0):
             header, *frames = self._socket.recv_multipart()
-            reply = messages.decode_to_scheduler(header)
-            yield reply, messages.unpack(reply.tensors, frames)
+            yield messages.decode_to_scheduler(header), frames
+
+    def close(self) -> None:
+        """Closes the line."""
+        self._socket.close()

@@ -5,6 +5,7 @@ Every message is msgpack in one ZeroMQ frame; tensors follow in frames of their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -52,7 +53,7 @@ class RefreshJob(msgspec.Struct, tag=True, frozen=True):
 
 
 class RefreshReply(msgspec.Struct, tag=True, frozen=True):
-    """Answer to a RefreshJob. Frames for each piece: centroids, spread, members, starts, sizes, all [L * H, …]."""
+    """Answer to a RefreshJob. Frames of each piece: centroids, spread, members, starts, sizes; [L * H, …]."""
 
     job_id: int
     error: str = ""
@@ -95,7 +96,7 @@ class Gauges(msgspec.Struct, tag=True, frozen=True):
 ToWorker = Hello | RefreshJob | RequestReport | Gauges
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_scheduler = msgspec.msgpack.Decoder(RefreshReply)
 
 
@@ -118,11 +119,11 @@ def pack(tensors: Sequence[torch.Tensor]) -> tuple[tuple[TensorSpec, ...], list[
     """Specs and frames of tensors, which are copied to the host where they are not there."""
     host = [tensor.detach().cpu().contiguous() for tensor in tensors]
     specs = tuple(TensorSpec(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in host)
-    return specs, [memoryview(t.reshape(-1).view(torch.uint8).numpy()) for t in host]
+    return specs, [t.reshape(-1).view(torch.uint8).numpy().data for t in host]
 
 
 def unpack(specs: Sequence[TensorSpec], frames: Sequence[bytes | memoryview]) -> list[torch.Tensor]:
-    """Tensors that copy nothing but the frames' memory. Raises ValueError where frames and specs do not fit."""
+    """Reads tensors, each with memory of its own. Raises ValueError where frames and specs do not fit."""
     if len(specs) != len(frames):
         raise ValueError(f"{len(frames)} frames for {len(specs)} tensors")
     tensors = []
@@ -130,6 +131,8 @@ def unpack(specs: Sequence[TensorSpec], frames: Sequence[bytes | memoryview]) ->
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"unknown dtype {spec.dtype!r}")
+        if memoryview(frame).nbytes != math.prod(spec.shape) * dtype.itemsize:
+            raise ValueError(f"a frame of {memoryview(frame).nbytes} bytes is not {dtype} {spec.shape}")
         # bytearray: torch wants writable memory.
         tensors.append(torch.frombuffer(bytearray(frame), dtype=dtype).reshape(spec.shape))
     return tensors

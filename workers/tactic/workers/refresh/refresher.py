@@ -1,9 +1,9 @@
-"""The scheduler's half of a refresh: when to ask, what to send, and whether an answer may still be published."""
+"""The scheduler's half of a refresh: when to ask, what to send, whether an answer may be published."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,8 @@ class _Job:
 class Refresher:
     """Asks for k-means off the critical path and hot-swaps the results between two steps.
 
-    A refresh never blocks a step and never fails a request: what cannot be published is dropped and counted by reason,
-    the old index stays valid, and the tail grows until the next attempt.
+    A refresh never blocks a step and never fails a request: what cannot be published is dropped and counted
+    by reason, the old index stays valid, and the tail grows until the next attempt.
 
     Args:
         store: the index.
@@ -81,7 +81,7 @@ class Refresher:
         self._jobs: dict[int, _Job] = {}
 
     def step(self, slot: int, row: Row, written: int) -> None:
-        """Counts one decode step of a row, of which `written` positions have their keys, and asks when it is time."""
+        """Counts a decode step of a row with `written` keys, and asks when it is time."""
         clock = self._clocks.get(slot)
         if clock is None or clock.generation != row.generation:
             clock = self._clocks[slot] = _Clock(row.generation, self._config.interval)
@@ -97,11 +97,11 @@ class Refresher:
             (request slot, reason) of each job that ended; the reason is empty where it was published.
         """
         ended = []
-        for reply, tensors in self._link.receive():
+        for reply, frames in self._link.receive():
             job = self._jobs.pop(reply.job_id, None)
             if job is None:
                 continue
-            reason = self._publish(job, reply, tensors)
+            reason = self._publish(job, reply, frames)
             if reason:
                 self.dropped[reason] += 1
             else:
@@ -157,7 +157,7 @@ class Refresher:
         return job_id
 
     def _kept_segments(self, row: Row) -> list[Segment]:
-        """The segments before the part that is clustered anew: all whole ones up to the open run at the end, or none."""
+        """The segments before what is clustered anew: all up to the open run at the end, or none."""
         if self._config.scope == "full":
             return []
         kept = len(row.segments)
@@ -176,15 +176,18 @@ class Refresher:
             return []
         return cuts + list(self.store.pieces(start, end, complete=True))
 
-    def _publish(self, job: _Job, reply: RefreshReply, tensors: list[torch.Tensor]) -> str:
+    def _publish(self, job: _Job, reply: RefreshReply, frames: Sequence[bytes]) -> str:
         """Swaps a result in; the reason if it must not be."""
         if reply.error:
             return reply.error
         row = self.store.row(job.slot, job.generation)
         if row is None:
             return "request_ended"
-        if tuple(row.segments[len(row.segments) - len(job.replaced) :]) != job.replaced:
+        kept = len(row.segments) - len(job.replaced)
+        if tuple(row.segments[kept:]) != job.replaced or row.end_of(kept) != job.start:
             return "index_changed"
+        if not self.store.has_room(row, removed=len(job.replaced), added=len(job.lengths)):
+            return "table_full"
         end = job.start + len(job.slots)
         if not torch.equal(self._read_slots(job.slot, job.start, end), job.slots):
             return "slots_moved"
@@ -195,7 +198,9 @@ class Refresher:
         heads, _, dim = arenas[0].centroids.shape
         like = arenas[0].centroids.new_empty(len(arenas) * heads, 0, dim)
         try:
-            clusters = validated(tensors, job.lengths, self._cluster_size, like)
+            clusters = validated(
+                messages.unpack(reply.tensors, frames), job.lengths, self._cluster_size, like
+            )
         except ValueError:
             return "invalid_result"
         starts = torch.tensor((0, *job.lengths)).cumsum(0).tolist()

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import cluster_pieces, flatten
-from tactic.workers.refresh.messages import RefreshJob, RefreshReply
+from tactic.workers.refresh.messages import RefreshJob, TensorSpec
 
 Frames = list[np.ndarray[Any, np.dtype[np.uint8]]]
 
@@ -29,8 +30,8 @@ class ClusteringWorker:
         self._done = 0
         self._failed = 0
 
-    def cluster(self, job: RefreshJob, frames: Frames) -> tuple[RefreshReply, Frames]:
-        """Does one job. Raises ValueError where the frames do not fit the job."""
+    def cluster(self, job: RefreshJob, frames: Frames) -> tuple[tuple[TensorSpec, ...], Frames]:
+        """Does one job: specs and frames of its RefreshReply. Raises ValueError where `frames` do not fit."""
         try:
             tensors = [t.to(self._device) for t in messages.unpack(job.tensors, [f.data for f in frames])]
             clusters = cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)
@@ -39,7 +40,7 @@ class ClusteringWorker:
             self._failed += 1
             raise
         self._done += 1
-        return RefreshReply(job.job_id, tensors=specs), [np.frombuffer(view, np.uint8) for view in views]
+        return specs, [np.frombuffer(view, np.uint8) for view in views]
 
     def snapshot(self) -> dict[str, int]:
         """Process id, and counts of jobs since the process started."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from google.rpc import code_pb2
+
 from tactic.v1.admin_pb2 import Worker
 from tactic.worker.v1 import supervisor_pb2 as pb
 from tactic.worker.v1.supervisor_pb2_grpc import SupervisorServiceServicer
@@ -44,6 +45,4 @@ class SupervisorServicer(SupervisorServiceServicer):
             return await self._supervisor.drain(request.worker_id)
         except KeyError:
             message = f"worker_id: there is no decode worker {request.worker_id!r}"
-            await errors.refuse(
-                context, code_pb2.NOT_FOUND, "WORKER_NOT_FOUND", message, field="worker_id"
-            )
+            await errors.refuse(context, code_pb2.NOT_FOUND, "WORKER_NOT_FOUND", message, field="worker_id")

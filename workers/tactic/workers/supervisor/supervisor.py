@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import Any
 
 import ray
 from google.protobuf import json_format
+
 from tactic.v1.admin_pb2 import (
     WORKER_KIND_CLUSTERING,
     WORKER_KIND_DECODE,
@@ -92,8 +94,10 @@ class Supervisor:
             raise KeyError(worker_id)
         entry.draining = True
         if entry.record.address:
-            await entry.handle.drain.remote()
-            entry.ready()
+            # One that is dying just now drains when it is back.
+            with contextlib.suppress(ray.exceptions.RayError):
+                await entry.handle.drain.remote()
+                entry.ready()
         await self._notify()
         return entry.record
 
