@@ -20,7 +20,7 @@ find_python() {
       return
     fi
   done
-  fail "Python 3.11 or 3.12 is needed; found $(python3 --version 2>&1 || true)." \
+  fail "Python 3.11 or 3.12 is needed; found $(python3 --version 2>/dev/null || echo none)." \
     "On Debian or Ubuntu: sudo apt install python3 python3-venv. Elsewhere: set PYTHON3=/path/to/python3.12."
 }
 
