@@ -40,7 +40,7 @@ class TurnStore:
 
     async def begin(
         self, session: Session, turn_id: str, *, request: bytes, digest: str, prompt: array[int]
-    ) -> Lease:
+    ) -> tuple[Lease, Turn]:
         """Begins a turn on the session as it was read.
 
         Args:
@@ -62,7 +62,9 @@ class TurnStore:
             [turn_id, nonce, self._ttl_ms, session.tokens, request, digest, b"".join(pack(prompt))],
             subject=turn_id,
         )
-        return Lease(session.session_id, "turn", turn_id, nonce, fence)
+        lease = Lease(session.session_id, "turn", turn_id, nonce, fence)
+        at = session.tokens
+        return lease, Turn(turn_id, "running", request, digest, prompt, start=at, end=at, logged=0)
 
     async def resume(self, session_id: str, turn_id: str) -> Resumption:
         """Takes a turn over if nobody runs it and the session has not gone on since.

@@ -34,7 +34,7 @@ class Vocabulary:
             self._bytes = _sentencepiece(tokenizer, byte_fallback="ByteFallback" in kinds)
         else:
             raise UnsupportedTokenizerError(
-                f"tokenizer.json decodes by {sorted(kinds)}; byte-level and SentencePiece tokenizers are known"
+                f"tokenizer.json decodes by {sorted(kinds)}: neither byte-level nor SentencePiece"
             )
         self.strips_first_space = any(
             (step["type"] == "Strip" and step["start"])

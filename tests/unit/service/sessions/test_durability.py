@@ -29,7 +29,7 @@ async def test_killed_server_loses_nothing_acknowledged(tmp_path: Path, appendfs
             while True:
                 done = acknowledged[name]
                 if done % 2:
-                    lease = await turns.begin(
+                    lease, turn = await turns.begin(
                         await sessions.get(name),
                         f"t{done}",
                         request=b"",
@@ -37,7 +37,6 @@ async def test_killed_server_loses_nothing_acknowledged(tmp_path: Path, appendfs
                         prompt=array("I", [done]),
                     )
                     await turns.record(lease, 1, b"frame")
-                    turn = await turns.get(name, lease.holder_id)
                     await turns.end(lease, turn, array("I", [done]), last_frame=(2, b"end"))
                 else:
                     append = await appends.begin(name, f"a{done}")

@@ -102,7 +102,8 @@ class Interleavings(RuleBasedStateMachine):
 
     async def _begin(self, name: str, turn: str, prompt: list[int]) -> Lease:
         session = await self.sessions.get(name)
-        return await self.turns.begin(session, turn, request=b"", digest="", prompt=array("I", prompt))
+        lease, _ = await self.turns.begin(session, turn, request=b"", digest="", prompt=array("I", prompt))
+        return lease
 
     @rule(data=st.data())
     def record(self, data: st.DataObject) -> None:

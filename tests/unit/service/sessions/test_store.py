@@ -46,7 +46,11 @@ class Stores:
 
     async def begin(self, session_id: str, turn_id: str, prompt: list[int]) -> Lease:
         session = await self.sessions.get(session_id)
-        return await self.turns.begin(session, turn_id, request=b"r", digest="d", prompt=array("I", prompt))
+        lease, turn = await self.turns.begin(
+            session, turn_id, request=b"r", digest="d", prompt=array("I", prompt)
+        )
+        assert turn == await self.turns.get(session_id, turn_id)
+        return lease
 
     async def append(self, lease: Lease, offset: int, tokens: list[int], *, last: bool = False) -> None:
         await self.appends.add(

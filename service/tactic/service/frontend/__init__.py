@@ -1,0 +1,1 @@
+"""The gRPC front end: one thin module per service, and `turns`, which runs a turn."""
