@@ -205,7 +205,7 @@ def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
 def flashinfer_times(row: Row, runner: DecodeRunner, work: Workload) -> dict[str, float]:
     """FlashInfer on the same lists, planned at bounds above their length; the attention alone."""
     layer = work.layers[0]
-    batch, query_heads, dim = layer.q.shape
+    query_heads, dim = layer.q.shape[1:]
     heads = layer.k_pool.shape[1]
     whole(runner, layer, work)
     lists, bounds = runner.indices.clone(), runner.indptr.clone()
@@ -218,11 +218,10 @@ def flashinfer_times(row: Row, runner: DecodeRunner, work: Workload) -> dict[str
         ("full bound", context, None),
         ("full bound, chunks of 512", context, 512),
     ]:
-        bound = min(bound, context)
         attend = FlashInferDecode(
             group=query_heads // heads,
             head_dim=dim,
-            bound=bound,
+            bound=min(bound, context),
             split=split,
             dtype=torch.bfloat16,
             scale=work.scale,

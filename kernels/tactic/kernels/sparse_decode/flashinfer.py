@@ -10,7 +10,7 @@ _WORKSPACE_BYTES = 128 << 20
 class FlashInferDecode:
     """A wrapper planned once, for lists of at most `bound` rows; real lengths are read at run time.
 
-    The tensor-core kernel takes lengths from `indptr` on the device; the plan only fixes the number of chunks.
+    The tensor-core kernel takes lengths from `indptr` on the device; the plan fixes the number of chunks.
     """
 
     def __init__(
