@@ -43,7 +43,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generi
         # Its methods are typed as those of synchronous servers.
         handler: Any = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith("/tactic."):
-            return cast(grpc.RpcMethodHandler[Any, Any], handler)
+            return cast("grpc.RpcMethodHandler[Any, Any]", handler)
         read = self._reader(handler.request_deserializer)
         write = handler.response_serializer
         if handler.stream_unary:
