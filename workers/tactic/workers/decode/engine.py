@@ -94,6 +94,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     if device == "cpu":
         arguments.setdefault("max_total_tokens", CPU_KV_TOKENS)
         arguments.setdefault("chunked_prefill_size", CPU_PREFILL_CHUNK)
+        # The scheduler would spin on one of few cores.
+        arguments["sleep_on_idle"] = True
         if arguments["dtype"] == "auto":
             arguments["dtype"] = "float32"
     else:

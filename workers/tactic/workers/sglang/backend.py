@@ -28,23 +28,28 @@ class TacticAttentionBackend(AttentionBackend):  # type: ignore[misc]  # SGLang 
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Eager entry point."""
-        self.dense.init_forward_metadata(forward_batch)
+        if forward_batch.forward_mode.is_decode() and not self.runtime.all_dense:
+            self.runtime.begin_decode(forward_batch.req_pool_indices, forward_batch.seq_lens)
+        else:
+            self.dense.init_forward_metadata(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Before a graph is captured or replayed."""
-        self.dense.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        """Before a decode graph is captured or replayed: nothing that the graph reads lies on the host."""
+        self.runtime.replay(len(forward_batch.req_pool_indices))
+        if in_capture:
+            # Allocates this batch size's buffers and compiles, which a graph can't hold.
+            self.runtime.begin_decode(forward_batch.req_pool_indices, forward_batch.seq_lens)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
-        """Inside a graph."""
-        self.dense.init_forward_metadata_in_graph(forward_batch)
+        """Inside a decode graph."""
+        self.runtime.begin_decode(forward_batch.req_pool_indices, forward_batch.seq_lens)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Buffers that captured graphs refer to."""
-        self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
+        """Buffers that captured graphs refer to are made per batch size, at its capture."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
-        """Sequence length of padded requests."""
-        return int(self.dense.get_cuda_graph_seq_len_fill_value())
+        """Sequence length of padded requests, whose row of the segment table is empty."""
+        return 1
 
     def support_triton(self) -> bool:
         """As the dense backend."""
@@ -85,9 +90,7 @@ class TacticAttentionBackend(AttentionBackend):  # type: ignore[misc]  # SGLang 
         if save_kv_cache:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        out = self.runtime.decode(
-            layer.layer_id, q, forward_batch.req_pool_indices, forward_batch.seq_lens, layer.scaling
-        )
+        out = self.runtime.attention.layer(layer.layer_id, q, layer.scaling)
         return out.reshape(len(out), -1)
 
 

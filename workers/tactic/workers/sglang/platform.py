@@ -13,6 +13,7 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 from tactic.workers.sglang.device import engine_device
 
+
 def activate() -> str | None:
     """Entry point: names the platform class when the engine is to run on the CPU, else None."""
     return f"{__name__}.NativeCpuPlatform" if engine_device() == "cpu" else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-
 from tactic.workers.refresh.messages import RequestReport
 
 
@@ -15,11 +14,9 @@ class RequestMonitor:
 
     Attributes:
         request_id: the engine's id.
-        layers: attention layers.
     """
 
     request_id: str
-    layers: int
     decode_steps: int = 0
     dense_steps: int = 0
     context_length: int = 0
@@ -28,11 +25,7 @@ class RequestMonitor:
     tokens_reused: int = 0
     tokens_clustered: int = 0
     versions: list[int] = field(default_factory=list)
-    read: torch.Tensor = field(init=False)
     shares: list[torch.Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.read = torch.zeros(self.layers)
 
     def step(self, context_length: int, version: int, *, dense: bool) -> None:
         """A decode step begins."""
@@ -42,24 +35,16 @@ class RequestMonitor:
         if not self.versions or self.versions[-1] != version:
             self.versions.append(version)
 
-    def layer(self, layer: int, read: torch.Tensor, share: torch.Tensor | None) -> None:
-        """A layer has read `read` [H] positions and reached `share` [Hq] of the attention."""
-        self.read[layer] += read.float().mean() / self.context_length
-        if share is not None:
-            self.shares.append(share)
-
-    def report(self, rank: int) -> RequestReport:
-        """The final word on the request."""
-        sparse_steps = self.decode_steps - self.dense_steps
+    def report(self, rank: int, read_shares: torch.Tensor) -> RequestReport:
+        """The final word on the request; `read_shares` [L] are the sums over its steps."""
         share = torch.cat(self.shares) if self.shares else None
-        per_layer = (self.read + self.dense_steps) / max(1, self.decode_steps) if sparse_steps else None
         return RequestReport(
             rank=rank,
             request_id=self.request_id,
             decode_steps=self.decode_steps,
             dense_steps=self.dense_steps,
             context_length=self.context_length,
-            read_share_per_layer=[1.0] * self.layers if per_layer is None else per_layer.tolist(),
+            read_share_per_layer=(read_shares / max(1, self.decode_steps)).tolist(),
             attention_share_mean=None if share is None else float(share.mean()),
             attention_share_p10=None if share is None else float(share.quantile(0.1)),
             index_versions=self.versions,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tactic.kernels.decode import decode
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index import DecodeOptions
-from tactic.kernels.kmeans import kmeans
+from tactic.kernels.kmeans import kmeans_pool
 from tactic.workers.config import BackendConfig
 from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.memory import IndexShape, make_table
@@ -21,6 +21,7 @@ from tactic.workers.index.store import IndexStore
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import Gauges, Hello
 from tactic.workers.refresh.refresher import Refresher
+from tactic.workers.sglang.attention import make_attention
 from tactic.workers.sglang.report import RequestMonitor
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,12 @@ GAUGE_PERIOD_S = 1.0
 
 @dataclass
 class _Step:
-    """What the layers of the present forward pass need."""
+    """What the layers of the present forward pass need, and what is to be counted after it."""
 
-    building: list[tuple[Segment, torch.Tensor]] = field(default_factory=list)
-    monitors: list[RequestMonitor | None] = field(default_factory=list)
+    building: dict[int, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    slots: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    padded: int = 0
     all_dense: bool = True
     measure: bool = False
 
@@ -55,7 +58,7 @@ class TacticRuntime:
         self.pool = runner.token_to_kv_pool
         self.requests = runner.req_to_token_pool
         self._allocator = runner.token_to_kv_pool_allocator
-        device = torch.device(runner.device)
+        device = self._device = torch.device(runner.device)
         keys = self.pool.get_key_buffer(0)
         index = config.index
         shape = IndexShape(
@@ -88,6 +91,8 @@ class TacticRuntime:
         )
         self.link = SchedulerLink(config.link, self.rank) if config.link else None
         self.refresher = self._make_refresher()
+        self.attention = make_attention(runner, self.store.arenas, self.store.table, self.options)
+        self._read = torch.zeros(rows, self.pool.layer_num, device=device)
         self._measured: dict[int, bool] = {}
         self._monitors: dict[int, RequestMonitor] = {}
         self._step = _Step()
@@ -121,7 +126,7 @@ class TacticRuntime:
 
     def before_forward(self, batch: Any) -> None:
         """Prepares a forward pass of SGLang's ScheduleBatch; runs on the forward stream, between two steps."""
-        self._step = _Step()
+        self._settle()
         if batch.forward_mode.is_idle():
             return
         self._poll_refreshes()
@@ -138,9 +143,13 @@ class TacticRuntime:
 
     def on_release(self, slot: int) -> None:
         """A request leaves its slot: finished, aborted or retracted."""
+        if self._device.type == "cuda":
+            # The scheduler may be a step ahead of the device, on another stream; this is once per request.
+            torch.cuda.synchronize()
+        self._settle()
         monitor = self._monitors.pop(slot, None)
         if monitor is not None and self.link is not None:
-            self.link.send(monitor.report(self.rank))
+            self.link.send(monitor.report(self.rank, self._read[slot].cpu()))
             self._send_gauges(force=True)
         self.store.release(slot)
 
@@ -153,33 +162,40 @@ class TacticRuntime:
 
     def build(self, layer: int) -> None:
         """Clusters this step's new segments in one layer, whose keys are in the pool."""
-        for segment, slots in self._step.building:
-            keys = self.pool.get_key_buffer(layer)[slots].transpose(0, 1)
-            seed = segment.start * self.pool.layer_num + layer
-            clusters = kmeans(keys, self.config.index.cluster_size, seed=seed)
-            self.store.arenas[layer].write(segment.unit, clusters)
+        keys = self.pool.get_key_buffer(layer)
+        for segments in self._step.building.values():
+            slots = torch.stack([segment.slots for segment in segments]).to(self._device, torch.int64)
+            seed = segments[0].start * self.pool.layer_num + layer
+            clusters = kmeans_pool(keys, slots, self.config.index.cluster_size, seed=seed)
+            for segment, part in zip(segments, clusters.split(len(segments)), strict=True):
+                self.store.arenas[layer].write(segment.unit, part)
 
-    def decode(
-        self, layer: int, q: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """Sparse attention of one layer: q [B, Hq, d] of request slots [B] with seq lens [B] → [B, Hq, d]."""
-        result = decode(
-            q,
-            self.pool.get_key_buffer(layer),
-            self.pool.get_value_buffer(layer),
-            self.requests.req_to_token,
-            slots,
-            lengths,
-            self.store.table,
-            self.store.arenas[layer],
-            self.options,
-            scale=scale,
-            measure=self._step.measure,
-        )
-        for i, monitor in enumerate(self._step.monitors):
-            if monitor is not None:
-                monitor.layer(layer, result.read[i], None if result.share is None else result.share[i])
-        return result.out
+    def begin_decode(self, slots: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Starts a decode step of request slots [B] with sequence lengths [B]; may be recorded into a graph."""
+        self.attention.begin(slots, lengths, measure=self._step.measure)
+
+    def replay(self, padded: int) -> None:
+        """The present step runs as a graph of `padded` requests, which always reads through the index."""
+        self._step.padded = padded
+        self._step.all_dense = False
+
+    def _settle(self) -> None:
+        """Counts what the last decode step read, once its layers are through."""
+        step, self._step = self._step, _Step()
+        if not step.slots:
+            return
+        slots = torch.tensor(step.slots, device=self._device)
+        if step.all_dense:
+            self._read[slots] += 1
+            return
+        lengths = torch.tensor(step.lengths, device=self._device)
+        read = self.attention.read(step.padded or len(step.slots))[:, : len(step.slots)]
+        self._read[slots] += (read.float().mean(-1) / lengths).T
+        shares = self.attention.shares() if step.measure else None
+        if shares is not None:
+            for i, slot in enumerate(step.slots):
+                if self._measured[slot] and slot in self._monitors:
+                    self._monitors[slot].shares.append(shares[:, i].flatten())
 
     # Requests --------------------------------------------------------------------------------------------
 
@@ -189,7 +205,8 @@ class TacticRuntime:
         monitor = self._monitors.get(slot)
         if row is None or monitor is None:
             row = self.store.bind(slot, generation, req.rid, self._read_slots(slot, 0, prefix))
-            monitor = self._monitors[slot] = RequestMonitor(req.rid, self.pool.layer_num)
+            monitor = self._monitors[slot] = RequestMonitor(req.rid)
+            self._read[slot] = 0
             monitor.tokens_reused = row.clustered_length
             self._set_options(slot, req)
         complete = prefix + new >= len(req.origin_input_ids) + len(req.output_ids)
@@ -198,8 +215,8 @@ class TacticRuntime:
         end = prefix + new - complete
         added = self.store.extend(slot, row, self._read_slots(slot, 0, end), complete=complete)
         monitor.tokens_clustered += sum(segment.length for segment in added)
-        device = self.options.dense.device
-        self._step.building += [(segment, segment.slots.to(device, torch.int64)) for segment in added]
+        for segment in added:
+            self._step.building[segment.length].append(segment)
 
     def _prepare_decode(self, req: Any, length: int) -> None:
         slot, generation = self._identity(req)
@@ -207,12 +224,14 @@ class TacticRuntime:
         if row is None or monitor is None:
             # Prefilled elsewhere: it has no index, and is read densely.
             row = self.store.bind(slot, generation, req.rid, torch.empty(0, dtype=torch.int32))
-            monitor = self._monitors[slot] = RequestMonitor(req.rid, self.pool.layer_num)
+            monitor = self._monitors[slot] = RequestMonitor(req.rid)
+            self._read[slot] = 0
             self._set_options(slot, req)
         asked = self._wants_dense(req)
         dense = asked or row.clustered_length < self.options.min_clustered
         monitor.step(length, row.version, dense=dense)
-        self._step.monitors.append(None if dense else monitor)
+        self._step.slots.append(slot)
+        self._step.lengths.append(length)
         self._step.all_dense &= dense
         self._step.measure |= not dense and self._measured.get(slot, False)
         if self.refresher is not None and not asked:
@@ -244,7 +263,7 @@ class TacticRuntime:
         return self.requests.req_to_token[slot, start:end].to("cpu", torch.int32, copy=True)
 
     def _read_keys(self, slots: torch.Tensor) -> torch.Tensor:
-        at = slots.to(self.options.dense.device, torch.int64)
+        at = slots.to(self._device, torch.int64)
         keys = [self.pool.get_key_buffer(layer)[at].transpose(0, 1) for layer in range(self.pool.layer_num)]
         return torch.stack(keys)
 

@@ -1,0 +1,185 @@
+"""Sparse decode attention of a whole batch, layer by layer: one face for the CPU's and the GPU's chain."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tactic.kernels.decode import decode
+from tactic.kernels.decode.runner import DecodeRunner
+from tactic.kernels.index import DecodeOptions, LayerArena, SegmentTable
+
+
+class SparseAttention(ABC):
+    """Reads SGLang's KV pool through the index.
+
+    Args:
+        pool: SGLang's MHATokenToKVPool.
+        req_to_token: slot ids by request slot and position, [R, max_context] int32.
+        arenas: one per layer.
+        table: segments by request slot.
+        options: by request slot.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        req_to_token: torch.Tensor,
+        arenas: Sequence[LayerArena],
+        table: SegmentTable,
+        options: DecodeOptions,
+    ) -> None:
+        self.pool = pool
+        self.req_to_token = req_to_token
+        self.arenas = arenas
+        self.table = table
+        self.options = options
+
+    @abstractmethod
+    def begin(self, slots: torch.Tensor, lengths: torch.Tensor, *, measure: bool) -> None:
+        """Starts a step for request slots [B] with sequence lengths [B], the current token included."""
+
+    @abstractmethod
+    def layer(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention of one layer, [B, Hq, d] → [B, Hq, d]; the current token's key and value are in the pool."""
+
+    @abstractmethod
+    def read(self, batch: int) -> torch.Tensor:
+        """Positions that each KV head read in the last step of this batch size, [L, B, H] int32."""
+
+    def shares(self) -> torch.Tensor | None:
+        """Attention share reached in the last step, [L, B, Hq] fp32, where it was measured."""
+        return None
+
+
+class NaiveAttention(SparseAttention):
+    """Plain torch, for the CPU platform."""
+
+    def begin(self, slots: torch.Tensor, lengths: torch.Tensor, *, measure: bool) -> None:
+        """See the base class."""
+        self._slots, self._lengths, self._measure = slots, lengths, measure
+        self._results: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def layer(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """See the base class."""
+        result = decode(
+            q,
+            self.pool.get_key_buffer(layer),
+            self.pool.get_value_buffer(layer),
+            self.req_to_token,
+            self._slots,
+            self._lengths,
+            self.table,
+            self.arenas[layer],
+            self.options,
+            scale=scale,
+            measure=self._measure,
+        )
+        self._results.append((result.read, result.share))
+        return result.out
+
+    def read(self, batch: int) -> torch.Tensor:
+        """See the base class."""
+        return torch.stack([read for read, _ in self._results])
+
+    def shares(self) -> torch.Tensor | None:
+        """See the base class."""
+        shares = [share for _, share in self._results if share is not None]
+        return torch.stack(shares) if shares else None
+
+
+class CompiledAttention(SparseAttention):
+    """Triton kernels of fixed shapes that never look at the host: fit for CUDA graphs. It does not measure shares.
+
+    Args:
+        pool: as for the base class.
+        req_to_token: as for the base class.
+        arenas: as for the base class.
+        table: as for the base class.
+        options: as for the base class.
+        query_heads: of this rank.
+        processors: multiprocessors of the device.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        req_to_token: torch.Tensor,
+        arenas: Sequence[LayerArena],
+        table: SegmentTable,
+        options: DecodeOptions,
+        *,
+        query_heads: int,
+        processors: int,
+    ) -> None:
+        super().__init__(pool, req_to_token, arenas, table, options)
+        self._query_heads = query_heads
+        self._processors = processors
+        self._runners: dict[int, list[DecodeRunner]] = {}
+        self._read: dict[int, torch.Tensor] = {}
+        self._current: list[DecodeRunner] = []
+
+    def begin(self, slots: torch.Tensor, lengths: torch.Tensor, *, measure: bool) -> None:
+        """See the base class. May be recorded into a graph, once the batch size has been seen."""
+        batch = len(slots)
+        if batch not in self._runners:
+            self._prepare(batch)
+        self._current = self._runners[batch]
+        self._current[0].plan(self.table, self.options, slots, lengths)
+
+    def layer(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """See the base class."""
+        result, _ = self._current[layer].run(
+            q.contiguous(),
+            self.pool.get_key_buffer(layer),
+            self.pool.get_value_buffer(layer),
+            self.req_to_token,
+            self.arenas[layer],
+            scale=scale,
+            sinks=self.options.sinks,
+        )
+        return result.out
+
+    def read(self, batch: int) -> torch.Tensor:
+        """See the base class."""
+        return self._read[batch]
+
+    def _prepare(self, batch: int) -> None:
+        """One runner's buffers serve all layers, but each layer keeps the lengths that it read."""
+        arena = self.arenas[0]
+        heads, _, dim = arena.centroids.shape
+        device = arena.centroids.device
+        runner = DecodeRunner.create(
+            batch=batch,
+            query_heads=self._query_heads,
+            kv_heads=heads,
+            head_dim=dim,
+            context=self.req_to_token.shape[1],
+            segments=self.table.unit.shape[1],
+            cluster_size=arena.cluster_size,
+            device=device,
+            processors=self._processors,
+        )
+        read = torch.zeros(len(self.arenas), batch, heads, dtype=torch.int32, device=device)
+        self._read[batch] = read
+        self._runners[batch] = [
+            replace(runner, reads=replace(runner.reads, lengths=lengths)) for lengths in read
+        ]
+
+
+def make_attention(
+    runner: Any, arenas: Sequence[LayerArena], table: SegmentTable, options: DecodeOptions
+) -> SparseAttention:
+    """The chain for the device of SGLang's ModelRunner."""
+    parts = (runner.token_to_kv_pool, runner.req_to_token_pool.req_to_token, arenas, table, options)
+    device = arenas[0].centroids.device
+    if device.type != "cuda":
+        return NaiveAttention(*parts)
+    return CompiledAttention(
+        *parts,
+        query_heads=runner.model_config.num_attention_heads // runner.ps.tp_size,
+        processors=torch.cuda.get_device_properties(device).multi_processor_count,
+    )
