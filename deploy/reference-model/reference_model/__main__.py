@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train, or go on training")
     command.add_argument("--data", type=Path, required=True, help="folder written by prepare")
     command.add_argument("--out", type=Path, required=True, help="folder for weights and optimizer state")
-    command.add_argument("--resume", type=Path, help="folder to go on from")
+    command.add_argument("--resume", type=Path, help="folder of an unfinished run to go on with")
+    command.add_argument("--start", type=Path, help="folder whose weights a new run starts from")
     command.add_argument("--schedule", choices=SCHEDULES, default="reference")
     command.add_argument(
         "--seconds", type=float, default=float("inf"), help="stop, resumable, after this time"
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(a: argparse.Namespace) -> None:
-    train(Run(a.data, a.out, a.schedule, a.resume, a.seconds, a.workers, a.seed, a.report, a.attention))
+    train(
+        Run(a.data, a.out, a.schedule, a.resume, a.start, a.seconds, a.workers, a.seed, a.report, a.attention)
+    )
 
 
 def _evaluate(a: argparse.Namespace) -> None:

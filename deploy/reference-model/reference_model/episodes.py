@@ -38,13 +38,15 @@ class Episode:
     """Sentences to plant, in this order, and the turns about them.
 
     `fill` says what surrounds them: a book, dull repeated sentences, or nothing.
-    `quotes` sentences of the surrounding text are asked for as well.
+    `quotes` sentences of the surrounding text are asked for as well; at the end the text is to be continued by
+    `continued` tokens.
     """
 
     planted: list[str]
     turns: list[Turn]
     fill: str = "book"
     quotes: int = 0
+    continued: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Size:
 def needles(rng: Random, words: list[str], size: Size) -> Episode:
     """Facts scattered in a text. Some share their attribute or their entity with others."""
     facts = _distinct_facts(rng, words, rng.choice((1, 2, *[size.facts] * 6)))
-    turns = [fact.question(rng) for fact in rng.sample(facts, min(len(facts), size.turns))]
+    turns = [
+        fact.reverse_question() if rng.random() < 0.06 else fact.question(rng)
+        for fact in rng.sample(facts, min(len(facts), size.turns))
+    ]
     planted = [fact.statement(rng) for fact in facts]
     rng.shuffle(planted)
     if size.turns > 1 and rng.random() < 0.15:
@@ -92,7 +97,10 @@ def dictionary(rng: Random, words: list[str], size: Size) -> Episode:
     if "{a}" in pattern:
         turns = [fact.question(rng) for fact in asked]
     else:
-        turns = [(f"What is the value of {fact.entity}?", f"{fact.entity}: {fact.value}") for fact in asked]
+        turns = [
+            (f"What is the value of {fact.entity}?", f"The value of {fact.entity} is {fact.value}.")
+            for fact in asked
+        ]
     return Episode([fact.phrase(pattern) for fact in facts], turns, fill="nothing")
 
 
@@ -120,7 +128,7 @@ def multi(rng: Random, words: list[str], size: Size) -> Episode:
                 )
             )
             where = MENTIONED if MENTIONED in question else ""
-            values = _and([fact.value for fact in facts])
+            values = ", ".join([fact.value for fact in facts])
             turns.append((base.phrase(question), base.phrase(f"The {{a}}s {{p}} {{e}}{where} are {values}.")))
             template = rng.choice(("One of the {a}s {p} {e} is: {v}.", "One of the {a}s {p} {e} is {v}."))
         else:
@@ -128,14 +136,14 @@ def multi(rng: Random, words: list[str], size: Size) -> Episode:
                 Fact(base.attribute, some_entity(rng, words), some_value(rng, words, kind), base.preposition)
                 for _ in range(count)
             ]
-            asked = _and([fact.entity for fact in facts])
+            asked = ", ".join([fact.entity for fact in facts])
             where = rng.choice(("", MENTIONED))
             if ways < 0.7:
                 question = base.phrase("Tell me the {a}s {p} ") + asked + "."
-                answer = _and([fact.phrase("the {a} {p} {e} is {v}") for fact in facts])
+                answer = ", ".join([fact.phrase("the {a} {p} {e} is {v}") for fact in facts])
             else:
                 question = base.phrase("What are the {a}s {p} ") + asked + where + "?"
-                values = _and([fact.value for fact in facts])
+                values = ", ".join([fact.value for fact in facts])
                 answer = base.phrase("the {a}s {p} ") + f"{asked}{where} are {values}"
             turns.append((question, capital(answer) + "."))
             rng.shuffle(facts)
@@ -219,6 +227,15 @@ def quotes(rng: Random, words: list[str], size: Size) -> Episode:
     return Episode([], [], quotes=max(1, size.turns // 2))
 
 
+def continuation(rng: Random, words: list[str], size: Size) -> Episode:
+    """After a question or two, the text is to be continued."""
+    facts = _distinct_facts(rng, words, rng.choice((0, 0, 1, 2)))
+    turns = [fact.question(rng) for fact in facts]
+    return Episode(
+        [fact.statement(rng) for fact in facts], turns, continued=rng.randint(60, 120) * size.turns // 2
+    )
+
+
 def word_lists(rng: Random, words: list[str], size: Size) -> Episode:
     """The most frequent words of a list (common words: few stand out; frequent words: a Zipf law)."""
     total = size.facts * 6
@@ -238,7 +255,7 @@ def word_lists(rng: Random, words: list[str], size: Size) -> Episode:
         items = [f"{place}. {word}" for place, word in enumerate(items, 1)]
     question = f"What are the {top} most common words in the {rng.choice(('', 'above '))}list?"
     return Episode(
-        [" ".join(items)], [(question, f"The most common words are {_and(common)}.")], fill="nothing"
+        [" ".join(items)], [(question, f"The most common words are {', '.join(common)}.")], fill="nothing"
     )
 
 
@@ -252,6 +269,7 @@ TASKS: dict[str, Callable[[Random, list[str], Size], Episode]] = {
     "tracking": tracking,
     "people": people,
     "quotes": quotes,
+    "continue": continuation,
     "word_lists": word_lists,
 }
 
@@ -270,10 +288,6 @@ def _distinct_facts(rng: Random, words: list[str], count: int) -> list[Fact]:
             )
         facts.setdefault((fact.attribute, fact.entity), fact)
     return list(facts.values())
-
-
-def _and(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def _merge(rng: Random, first: list[str], second: list[str]) -> list[str]:

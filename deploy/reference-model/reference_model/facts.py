@@ -60,7 +60,7 @@ _QUESTIONS = (
     "The text above mentions the {a} {p} {e}. What is it?|I need the {a} {p} {e}.|{E}: what is the {a}?"
 ).split("|")
 MENTIONED = " mentioned in the provided text"
-_BRIEF = (" Answer with the value only.", " Reply with only the {a}.", " Be brief: give just the value.")
+_BRIEF = (" Be brief.", " Just the {a}, please.", " Reply in a few words.")
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,17 @@ class Fact:
         return self.phrase(rng.choice(_STATEMENTS))
 
     def question(self, rng: Random) -> tuple[str, str]:
-        """A question and its answer, a sentence or, when asked for, the bare value."""
-        question = self.phrase(rng.choice(_QUESTIONS))
+        """A question and its answer; the answer's opening follows from the question alone."""
+        template = rng.choice(_QUESTIONS)
+        question = self.phrase(template)
         if rng.random() < 0.2:
-            return question + self.phrase(rng.choice(_BRIEF)), self.value
-        # The answer's opening repeats the question's, so that a caller may give it and have it completed.
-        where = MENTIONED if MENTIONED in question else ""
-        return question, self.phrase(f"The {{a}} {{p}} {{e}}{where} is {{v}}.")
+            return question + self.phrase(rng.choice(_BRIEF)), self.phrase("It is {v}.")
+        where = MENTIONED if MENTIONED in template else ""
+        preposition = "{p}" if "{p}" in template else "of"
+        return question, self.phrase(f"The {{a}} {preposition} {{e}}{where} is {{v}}.")
+
+    def reverse_question(self) -> tuple[str, str]:
+        return f"What is {self.value}?", self.phrase("It is the {a} {p} {e}.")
 
     def phrase(self, template: str) -> str:
         """Fills a template; a sentence that opens with the entity or the value gets a capital."""

@@ -19,6 +19,7 @@ _PREAMBLES = (
     "Some facts are hidden within the following text. Memorize them.\n\n",
     "Context:\n\n",
 )
+_CONTINUE = ("Continue the text.", "Continue the story.", "Go on with the text.", "What comes next?")
 _SENTENCE_TOKENS = (14, 60)
 
 
@@ -54,8 +55,6 @@ class RowBuilder:
             self._text(rng, writer, length)
         elif task == "copy":
             self._copy(rng, writer, length)
-        elif task == "continue":
-            self._continue(rng, writer, length)
         else:
             self._task(
                 rng,
@@ -75,21 +74,6 @@ class RowBuilder:
         source, start = self.corpus.draw(rng, length)
         writer.add([self.codec.begin], IGNORED)
         writer.add(source.tokens[start : start + length], TEXT)
-
-    def _continue(self, rng: Random, writer: "_Writer", length: int) -> None:
-        """The assistant goes on with a text, as text."""
-        head = self.codec.headers
-        ask = rng.choice(
-            ("Continue the text.", "Continue the story.", "Go on with the text.", "What comes next?")
-        )
-        question = [*self.codec.message("user", self.codec.encode(ask)), *head["assistant"]]
-        source, start = self.corpus.draw(rng, length)
-        tail = min(length // 4, 400)
-        split = start + length - 1 - len(head["system"]) - len(question) - tail
-        writer.add([self.codec.begin, *head["system"]], IGNORED)
-        writer.add(source.tokens[start:split], TEXT)
-        writer.add([self.codec.end, *question], IGNORED)
-        writer.add(source.tokens[split : split + tail + 8], TEXT)
 
     def _copy(self, rng: Random, writer: "_Writer", length: int) -> None:
         """Random tokens, of which pieces come again: the shortest way to teach induction."""
@@ -129,23 +113,26 @@ class RowBuilder:
             source, start = self.corpus.draw(rng, length)
         if episode.quotes:
             quoted = self._quotes(rng, source, start, length - 120 * episode.quotes, episode.quotes)
-        turns = _turns(self.codec, [*episode.turns, *quoted], layout)
         planted = _Planted(self.codec, rng, episode)
-        room = (
-            length
-            + 1
-            - 20
-            - len(preamble)
-            - planted.length
-            - sum(len(ask) + len(reply) for ask, reply in turns)
-        )
+        turns = _turns(self.codec, [*episode.turns, *quoted], layout)
+        if episode.continued:
+            turns += _turns(self.codec, [(rng.choice(_CONTINUE), "")], layout)
+        asked = sum(len(ask) + len(reply) for ask, reply in turns)
+        room = length + 1 - 20 - len(preamble) - planted.length - asked - episode.continued
         if room < 24 or not turns:
             return False
-        hay = source.tokens[start : start + room]
+        after: list[int] = []
+        if episode.continued:
+            ends = source.starts(start, start + room, paragraphs=False)
+            room = int(ends[-1]) if len(ends) and ends[-1] > 0 else room
+            text = self.codec.decode(source.tokens[start + room : start + room + episode.continued])
+            after = self.codec.encode(text.lstrip() if layout != "plain" else text)
+            turns[-1] = (turns[-1][0], [])
         context = _Writer()
         context.add(preamble, IGNORED)
-        planted.write(rng, context, source, start, hay)
+        planted.write(rng, context, source, start, source.tokens[start : start + room])
         self._lay_out(rng, writer, context, turns, layout)
+        writer.add(after, TEXT)
         return True
 
     def _lay_out(
@@ -195,7 +182,7 @@ class RowBuilder:
             ask = rng.choice(
                 ("Complete the sentence of the text that begins:", "How does this sentence go on:")
             )
-            turns.append((f"{ask}{opening}", rest.strip()))
+            turns.append((f"{ask}{opening}", f"It goes on:{rest}"))
         return turns
 
 

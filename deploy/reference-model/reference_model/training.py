@@ -19,8 +19,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ATTENTION = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-# Both kinds of target count as means, so that few answers weigh as much as much text.
-TEXT_WEIGHT, ANSWER_WEIGHT = 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Run:
     data: Path
     out: Path
     schedule: str = "reference"
+    resume: Path | None = None
     start: Path | None = None
     seconds: float = float("inf")
     workers: int = 0
@@ -51,13 +50,17 @@ def train(run: Run) -> Llama:
     model = Llama(run.config, compiled=cuda, attention=attention)
     model.to("cuda" if cuda else "cpu")
     optimizer = Optimizer(model)
-    first = checkpoint.resume(run.start, model, optimizer) if run.start else 0
+    first = 0
+    if run.resume:
+        first = checkpoint.resume(run.resume, model, optimizer)
+    elif run.start:
+        checkpoint.resume(run.start, model, None)
     batches = iter(loader(run.data, schedule, run.seed, first, run.workers))
     report = _Report(schedule, run.report, began)
     step = first
     while step < schedule.steps and time.monotonic() - began < run.seconds:
         batch = next(batches)
-        loss, losses = _losses(model, batch)
+        loss, losses = _losses(model, batch, schedule.text_weight)
         loss.backward()
         optimizer.step(schedule.rate(step))
         report.add(step, batch, losses)
@@ -67,7 +70,7 @@ def train(run: Run) -> Llama:
     return model
 
 
-def _losses(model: Llama, batch: Batch) -> tuple[Tensor, Tensor]:
+def _losses(model: Llama, batch: Batch, text_weight: float) -> tuple[Tensor, Tensor]:
     """The weighted loss, and the answers' losses by row as [B, 2]: their sum and their count."""
     device = model.model.norm.weight.device
     tokens, positions, classes = (
@@ -76,8 +79,9 @@ def _losses(model: Llama, batch: Batch) -> tuple[Tensor, Tensor]:
     losses = model.token_losses(tokens.long(), positions)
     kinds = classes[:, 1:].flatten()
     answer, text = (kinds == ANSWER).float(), (kinds == TEXT).float()
-    loss = ANSWER_WEIGHT * (losses * answer).sum() / answer.sum().clamp_min(1)
-    loss = loss + TEXT_WEIGHT * (losses * text).sum() / text.sum().clamp_min(1)
+    # Both kinds count as means, so that few answers weigh as much as much text.
+    loss = (losses * answer).sum() / answer.sum().clamp_min(1)
+    loss = loss + text_weight * (losses * text).sum() / text.sum().clamp_min(1)
     with torch.no_grad():
         rows = len(batch.tasks)
         parts = [(losses * answer), answer, (losses * text), text]
