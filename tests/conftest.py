@@ -1,5 +1,6 @@
 """A whole running system for tests: embedded Redis, Ray, real SGLang engines on a tiny model, front end."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ STACK_FLAGS: dict[str, Any] = {
 }
 
 StartStack = Callable[..., Deployment]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the settings of whoever runs the tests out of them."""
+    for name in [name for name in os.environ if name.startswith("TACTIC_")]:
+        del os.environ[name]
 
 
 @dataclass(frozen=True)

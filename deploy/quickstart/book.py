@@ -41,9 +41,15 @@ def read_book() -> str:
     return lzma.decompress(BOOK.read_bytes()).decode()
 
 
+def first_tokens(book: str, tokens: int, model: Path) -> list[int]:
+    """Returns the model's ids of the book's first tokens."""
+    ids: list[int] = _tokenizer(model).encode(book, add_special_tokens=False).ids
+    return ids[:tokens]
+
+
 def excerpt(book: str, tokens: int, model: Path) -> str:
     """Returns the start of the book, about `tokens` tokens of it for the model, with the facts planted."""
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer = _tokenizer(model)
     budget = tokens - sum(len(tokenizer.encode(fact.sentence + "\n\n").ids) for fact in FACTS)
     encoding = tokenizer.encode(book)
     text = book[: encoding.offsets[budget][0]] if budget < len(encoding.ids) else book
@@ -51,3 +57,7 @@ def excerpt(book: str, tokens: int, model: Path) -> str:
     for fact in sorted(FACTS, key=lambda fact: -fact.depth):
         paragraphs.insert(round(fact.depth * len(paragraphs)), fact.sentence)
     return "\n\n".join(paragraphs)
+
+
+def _tokenizer(model: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(model / "tokenizer.json"))

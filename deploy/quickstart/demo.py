@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import redis
-from book import FACTS, excerpt, read_book
-from report import Checks, attention, comparison, console, mean_share, usage
+from book import FACTS, excerpt, first_tokens, read_book
+from report import Checks, attention, comparison, console, mean_share, shares, usage
 from tiny_model import make_tiny_checkpoint
 
 from tactic.service.client import (
@@ -36,11 +36,14 @@ from tactic.service.config import ConfigError, load_settings
 from tactic.service.launch import Deployment, LaunchError, start
 
 REFERENCE_MODEL = Path(__file__).parents[1] / "reference-model" / "checkpoint"
-# What a machine of two cores, and one with a GPU, prefill in about a minute.
-DEFAULT_TOKENS = {"cpu": 16_384, "cuda": 98_304}
 ANSWER_TOKENS = 48
-# Room in the context for questions, answers and the story.
-RESERVE_TOKENS = 2_048
+# Room in the context for questions and answers, besides the story.
+RESERVE_TOKENS = 1_024
+# How much of the book is appended, unless --tokens says it: what is prefilled in about this time.
+PREFILL_S = 30.0
+PROBE_TOKENS = 4_096
+# Prefill time grows faster than the length, by less than its square.
+PREFILL_EXPONENT = 1.5
 HEARTBEAT_S = 10.0
 
 DENSE = AttentionMode.ATTENTION_MODE_DENSE
@@ -77,9 +80,10 @@ class Demo:
         dense_story = await self._ask(dense_session, STORY, "generating", mode=DENSE, tell=True)
 
         console.print()
-        console.print(comparison("Questions", {"first": first, "second": second, "first, dense": dense}))
-        console.print()
-        console.print(comparison(STORY, {"tactic": story, "dense": dense_story}))
+        questions = {"first": first, "second": second, "first, dense": dense}
+        console.print(comparison({**questions, "story": story, "story, dense": dense_story}))
+        console.print(f"KV read per layer, first question: {shares(first)}")
+        console.print(f"KV read per layer, story: {shares(story)}")
         console.print("\n[bold]What happened[/]")
         await self._check_deployment()
         self._check_turns(tokens, first, second, dense)
@@ -99,10 +103,8 @@ class Demo:
             await self.client.delete_session(each)
 
     async def _append_book(self, session: str, context_length: int) -> int:
-        workers = await self.client.list_workers()
-        device = "cpu" if any(worker.device.startswith("cpu") for worker in workers) else "cuda"
-        tokens = self.args.tokens or min(DEFAULT_TOKENS[device], context_length - RESERVE_TOKENS)
         book = read_book()
+        tokens = self.args.tokens or await self._affordable(book, context_length)
         text = excerpt(book, tokens, self.model_path)
         say(f"streaming {len(text):,} of the book's {len(book):,} characters into session {session}")
         response = await self.client.append_context(
@@ -113,6 +115,19 @@ class Demo:
             ),
         )
         return response.tokens_appended
+
+    async def _affordable(self, book: str, context_length: int) -> int:
+        """Returns how many tokens of the book this machine prefills in PREFILL_S, by a trial."""
+        say(f"trying how fast this machine reads: {PROBE_TOKENS:,} tokens")
+        probe = self.client.complete(
+            first_tokens(book, PROBE_TOKENS, self.model_path), sampling=SamplingOptions(max_tokens=1)
+        )
+        trial = await Answer.collect(probe)
+        assert trial.ttft_s is not None
+        tokens = PROBE_TOKENS * (PREFILL_S / trial.ttft_s) ** (1 / PREFILL_EXPONENT)
+        pool = max(worker.stats.kv_tokens_total for worker in await self.client.list_workers())
+        room = min(context_length, pool) - RESERVE_TOKENS - 2 * self.args.story_tokens
+        return int(max(PROBE_TOKENS, min(tokens, room)))
 
     async def _ask(
         self,
@@ -235,7 +250,7 @@ def parse_args() -> argparse.Namespace:
         "--tokens",
         type=int,
         default=0,
-        help="tokens of the book to append (default: what takes about a minute)",
+        help="tokens of the book to append (default: as many as this machine reads in 30 s)",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.9, help="target share P of the attention weight (default: 0.9)"
@@ -276,6 +291,9 @@ def main() -> int:
             say("stopping everything")
     except (ConfigError, LaunchError, TacticError) as error:
         failed = [str(error)]
+    except KeyboardInterrupt:
+        say("interrupted; everything is stopped")
+        return 130
     for failure in failed:
         print(f"demo: FAILED: {failure}", file=sys.stderr)
     if failed:

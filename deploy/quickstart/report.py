@@ -1,5 +1,6 @@
 """What the demo prints, and what must have happened for it to succeed."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,10 @@ from rich.table import Table
 from tactic.service.client import Answer, AttentionStats, Usage
 
 NOTHING = "-"
-console = Console(highlight=False)
+# Wide enough for the table also where there is no terminal, as in a log.
+WIDTH = 100
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 @dataclass
@@ -44,9 +48,14 @@ def mean_share(answer: Answer) -> float:
     return sum(shares) / max(1, len(shares))
 
 
-def comparison(title: str, columns: dict[str, Answer]) -> Table:
+def shares(answer: Answer) -> str:
+    """Returns the share of the KV cache read in each layer."""
+    return " ".join(f"{share:.0%}" for share in attention(answer).read_share_per_layer)
+
+
+def comparison(columns: dict[str, Answer]) -> Table:
     """Builds a table with a column for each turn."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
@@ -60,18 +69,17 @@ def _rows(answers: Sequence[Answer]) -> list[tuple[str, list[str]]]:
         ("context, tokens", [f"{attention(answer).context_length:,}" for answer in answers]),
         ("prefix tokens reused", [f"{usage(answer).prefix_tokens_reused:,}" for answer in answers]),
         (
-            "tokens whose clusters were reused",
+            "clusters reused, tokens",
             [f"{attention(answer).tokens_index_reused:,}" for answer in answers],
         ),
-        ("tokens clustered", [f"{attention(answer).tokens_clustered:,}" for answer in answers]),
+        ("newly clustered, tokens", [f"{attention(answer).tokens_clustered:,}" for answer in answers]),
         ("time to first token", [_seconds(answer.ttft_s) for answer in answers]),
         ("tokens a second", [_rate(answer.tokens_per_s) for answer in answers]),
         ("tokens generated", [f"{len(answer.token_ids):,}" for answer in answers]),
         ("KV read, mean of layers", [f"{mean_share(answer):.1%}" for answer in answers]),
-        ("KV read, per layer", [_shares(answer) for answer in answers]),
         ("attention share reached, mean", [_measured(attention(answer), "mean") for answer in answers]),
         (
-            "attention share reached, lowest decile",
+            "the same, lowest decile",
             [_measured(attention(answer), "p10") for answer in answers],
         ),
         ("index versions seen", [_versions(answer) for answer in answers]),
@@ -85,10 +93,6 @@ def _seconds(value: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f}"
-
-
-def _shares(answer: Answer) -> str:
-    return " ".join(f"{share:.0%}" for share in attention(answer).read_share_per_layer)
 
 
 def _measured(stats: AttentionStats, which: str) -> str:

@@ -8,17 +8,7 @@ import typer
 from tactic.service.cli._context import options, run
 from tactic.service.cli._output import plain, print_json, print_table, say
 
-WORKER_COLUMNS = (
-    "worker",
-    "kind",
-    "state",
-    "device",
-    "running",
-    "KV tokens",
-    "segments",
-    "refreshes",
-    "restarts",
-)
+WORKER_COLUMNS = ("worker", "state", "device", "running", "KV used", "segments", "refreshes", "restarts")
 
 
 def register(app: typer.Typer) -> None:
@@ -87,14 +77,17 @@ def worker_rows(found: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
         rows.append(
             (
                 worker["worker_id"],
-                worker["kind"].removeprefix("WORKER_KIND_").lower(),
                 worker["state"].removeprefix("WORKER_STATE_").lower(),
                 worker["device"],
                 stats.get("running_requests", 0),
-                f"{stats.get('kv_tokens_used', 0):,}/{stats.get('kv_tokens_total', 0):,}",
+                _share(stats.get("kv_tokens_used", 0), stats.get("kv_tokens_total", 0)),
                 stats.get("segments", 0),
                 stats.get("refreshes_published", 0) or stats.get("jobs_done", 0),
                 worker["restarts"],
             )
         )
     return rows
+
+
+def _share(used: int, total: int) -> str:
+    return f"{used / total:.1%} of {total:,}" if total else ""

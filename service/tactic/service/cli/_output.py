@@ -1,6 +1,7 @@
 """Results on stdout, everything else on stderr; JSON for scripts."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,10 @@ from rich.table import Table
 from tactic.service.client import Answer
 from tactic.service.launch.health import Progress
 
-out = Console()
+# Columns of a table that goes to a file or a pipe.
+FILE_WIDTH = 160
+
+out = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
 err = Console(stderr=True)
 
 
