@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,16 +18,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from timing import graph_us
 from workload import Layer, Workload, build, logits_of
 
+from tactic.kernels.decode import DecodeResult
 from tactic.kernels.decode.runner import DecodeRunner
+from tactic.kernels.estimators import Fit, estimator_id
+from tactic.kernels.estimators.triton import sample
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.index_map.triton import write_rows
 from tactic.kernels.ranking.triton import score
-from tactic.kernels.selection.triton import find_cuts
+from tactic.kernels.selection.triton import find_cuts, find_fit_cuts
 from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
 from tactic.kernels.sparse_decode.triton import sparse_decode_triton
 from tactic.kernels.union.triton import unite_cuts
 
-SINKS = 16
 CASES = {  # name: context, batch, layers, structured
     "128k x 1": (131072, 1, 6, True),
     "128k x 4": (131072, 4, 3, True),
@@ -40,6 +43,7 @@ CASES = {  # name: context, batch, layers, structured
 @dataclass
 class Row:
     case: str
+    estimator: str
     dense_us: float = 0.0
     chain_us: float = 0.0
     speedup: float = 0.0
@@ -94,7 +98,7 @@ def dense_calls(work: Workload) -> list[Callable[[], object]]:
     ]
 
 
-def measure(name: str, threshold: float) -> Row:
+def measure(name: str, estimator: str, threshold: float) -> Row:
     """One case: speed of every stage, and what was reached."""
     context, batch, layers, structured = CASES[name]
     work = build(
@@ -113,36 +117,47 @@ def measure(name: str, threshold: float) -> Row:
         cluster_size=first.arena.cluster_size,
         device="cuda",
         processors=torch.cuda.get_device_properties(0).multi_processor_count,
+        fit=Fit() if estimator == "fit" else None,
     )
-    options = DecodeOptions.create(batch, threshold=threshold, device="cuda", sinks=SINKS)
+    options = DecodeOptions.create(
+        batch, threshold=threshold, estimator=estimator_id(estimator), device="cuda"
+    )
     runner.plan(work.table, options, work.request_slots, work.seq_lens)
-    row = Row(name, oracle_per_query_head=work.oracle_tokens, index_build_ms=work.build_ms)
+    row = Row(name, estimator, oracle_per_query_head=work.oracle_tokens, index_build_ms=work.build_ms)
 
     dense = dense_calls(work)
-    reach(row, work, runner, dense, threshold)
+    reach(row, work, runner, options, dense)
     row.dense_us = graph_us(dense)
-    row.chain_us = graph_us([partial(whole, runner, layer, work) for layer in work.layers])
+    row.chain_us = graph_us([partial(whole, runner, layer, work, options) for layer in work.layers])
     row.speedup = row.dense_us / row.chain_us
-    row.stages_us = stage_times(runner, work)
+    row.stages_us = stage_times(runner, work, options)
     row.stages_us["plan (once a step)"] = graph_us(
         [partial(runner.plan, work.table, options, work.request_slots, work.seq_lens)]
     )
     moved = row.read_per_kv_head * heads * batch * dim * 4
     index_bytes = batch * heads * context // first.arena.cluster_size * (dim * 2 + 12)
     row.floor_us = (moved + index_bytes) / 3.0e6  # 3.0 TB/s, an H100's copy bandwidth
-    row.flashinfer_us = flashinfer_times(row, runner, work)
+    row.flashinfer_us = flashinfer_times(runner, work, options)
     return row
 
 
-def whole(runner: DecodeRunner, layer: Layer, work: Workload) -> object:
+def whole(
+    runner: DecodeRunner, layer: Layer, work: Workload, options: DecodeOptions
+) -> tuple[DecodeResult, torch.Tensor]:
     return runner.run(
-        layer.q, layer.k_pool, layer.v_pool, work.req_to_token, layer.arena, scale=work.scale, sinks=SINKS
+        layer.q,
+        layer.k_pool,
+        layer.v_pool,
+        work.req_to_token,
+        layer.arena,
+        scale=work.scale,
+        sinks=options.sinks,
     )
 
 
-def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
+def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
     """Each stage alone, over all layers, on the buffers of a whole run."""
-    whole(runner, work.layers[-1], work)
+    whole(runner, work.layers[-1], work, options)
 
     def score_layer(layer: Layer) -> None:
         score(
@@ -153,7 +168,7 @@ def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
             layer.k_pool,
             work.req_to_token,
             scale=work.scale,
-            sinks=SINKS,
+            sinks=options.sinks,
             scorers=runner.splits,
         )
 
@@ -180,15 +195,33 @@ def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
             runner.step,
             layer.arena,
             work.req_to_token,
-            sinks=SINKS,
+            sinks=options.sinks,
             writers=runner.splits,
         )
 
     def cut_layer(_: Layer) -> None:
         find_cuts(runner.cuts, runner.scores, runner.step)
 
+    def sample_layer(layer: Layer) -> None:
+        sample(
+            runner.marks,
+            runner.scores,
+            runner.step,
+            layer.arena,
+            layer.q,
+            layer.k_pool,
+            work.req_to_token,
+            Fit(),
+            scale=work.scale,
+            sinks=options.sinks,
+            samplers=runner.splits,
+        )
+
+    def fit_cut_layer(_: Layer) -> None:
+        find_fit_cuts(runner.cuts, runner.marks, runner.scores, runner.step)
+
     def unite_layer(_: Layer) -> None:
-        unite_cuts(runner.reads, runner.cuts, runner.scores, runner.step, sinks=SINKS)
+        unite_cuts(runner.reads, runner.cuts, runner.scores, runner.step, sinks=options.sinks)
 
     stages = {
         "write": write_layer,
@@ -197,17 +230,19 @@ def stage_times(runner: DecodeRunner, work: Workload) -> dict[str, float]:
         "cut": cut_layer,
         "score": score_layer,
     }
+    if runner.fit is not None:
+        stages |= {"sample": sample_layer, "fit cut": fit_cut_layer}
     return {
         name: graph_us([partial(stage, layer) for layer in work.layers]) for name, stage in stages.items()
     }
 
 
-def flashinfer_times(row: Row, runner: DecodeRunner, work: Workload) -> dict[str, float]:
+def flashinfer_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
     """FlashInfer on the same lists, planned at bounds above their length; the attention alone."""
     layer = work.layers[0]
     query_heads, dim = layer.q.shape[1:]
     heads = layer.k_pool.shape[1]
-    whole(runner, layer, work)
+    whole(runner, layer, work, options)
     lists, bounds = runner.indices.clone(), runner.indptr.clone()
     longest = int(runner.reads.lengths.max())
     context = work.req_to_token.shape[1]
@@ -237,14 +272,16 @@ def flashinfer_times(row: Row, runner: DecodeRunner, work: Workload) -> dict[str
 
 
 def reach(
-    row: Row, work: Workload, runner: DecodeRunner, dense: list[Callable[[], object]], threshold: float
+    row: Row,
+    work: Workload,
+    runner: DecodeRunner,
+    options: DecodeOptions,
+    dense: list[Callable[[], object]],
 ) -> None:
     """Share of the true weight that was read, and the distance to dense output, over all layers."""
     shares, errors, read, selected = [], [], [], []
     for layer, dense_call in zip(work.layers, dense, strict=True):
-        result, lse = runner.run(
-            layer.q, layer.k_pool, layer.v_pool, work.req_to_token, layer.arena, scale=work.scale, sinks=SINKS
-        )
+        result, lse = whole(runner, layer, work, options)
         for request in range(len(lse)):
             full = logits_of(layer.q[request], layer.k_pool, work.req_to_token[request], work.scale)
             shares.append(torch.exp(lse[request] - full.logsumexp(-1)))
@@ -255,7 +292,7 @@ def reach(
         selected.append(result.selected.float().mean())
     share = torch.cat(shares)
     row.share_mean, row.share_min = float(share.mean()), float(share.min())
-    row.success_rate = float((share >= threshold - 0.005).float().mean())
+    row.success_rate = float((share >= options.threshold[0]).float().mean())
     row.output_error = float(torch.stack(errors).mean())
     row.read_per_kv_head, row.selected_per_query_head = (
         float(torch.stack(values).mean()) for values in (read, selected)
@@ -266,15 +303,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--estimators", nargs="*", default=["centroid", "fit"], choices=["centroid", "fit"])
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.cases:
-        row = measure(name, arguments.threshold)
+    for name, estimator in product(arguments.cases, arguments.estimators):
+        row = measure(name, estimator, arguments.threshold)
         rows.append(asdict(row))
         torch.cuda.empty_cache()
         print(
-            f"{name:24} dense {row.dense_us:7.1f} us  chain {row.chain_us:7.1f} us  {row.speedup:5.2f} x"
+            f"{name:22} {estimator:8} dense {row.dense_us:7.1f} us  chain {row.chain_us:7.1f} us"
+            f"  {row.speedup:5.2f} x"
             f"  floor {row.floor_us:6.1f} us  read {row.read_per_kv_head:7.0f}"
             f"  selected {row.selected_per_query_head:6.0f} (oracle {row.oracle_per_query_head:5.0f})"
             f"  share {row.share_mean:.3f} (min {row.share_min:.3f}, ok {row.success_rate:.2f})"

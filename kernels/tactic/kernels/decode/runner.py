@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.decode.result import DecodeResult
+from tactic.kernels.estimators import Fit
+from tactic.kernels.estimators.triton import CENTROID, FIT, create_marks, sample
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.options import DecodeOptions
 from tactic.kernels.index.step import StepPlan
@@ -13,26 +15,31 @@ from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.triton import plan_step
 from tactic.kernels.index_map.triton import write_rows
 from tactic.kernels.ranking.triton import Scores, score
-from tactic.kernels.selection.triton import find_cuts
+from tactic.kernels.selection.triton import find_cuts, find_fit_cuts
 from tactic.kernels.sparse_decode.triton import sparse_decode_triton
 from tactic.kernels.union.triton import Reads, unite_cuts
+
+_FIT = Fit()
 
 
 @dataclass(frozen=True)
 class DecodeRunner:
     """Buffers for one batch size, shared by all layers. Call `plan` once a step, then `run` for each layer.
 
-    All kernels estimate weights as `estimators.centroid` does; the other estimators are defined on CPU only.
+    Estimators are `centroid` and, unless left out, `fit`; a request with another one reads everything.
 
     Attributes:
         cluster_size: of the arenas.
         splits: programs that share the work of a (request, KV head) pair.
+        fit: settings of that estimator; None saves the launches of its kernels.
     """
 
     cluster_size: int
     splits: int
+    fit: Fit | None
     step: StepPlan
     scores: Scores
+    marks: Tensor
     cuts: Tensor
     reads: Reads
     indices: Tensor
@@ -53,6 +60,7 @@ class DecodeRunner:
         cluster_size: int,
         device: torch.device | str,
         processors: int = 132,
+        fit: Fit | None = _FIT,
     ) -> "DecodeRunner":
         """Allocates for `batch` requests of at most `context` positions in at most `segments` segments each.
 
@@ -66,6 +74,7 @@ class DecodeRunner:
             cluster_size: of the arenas.
             device: where.
             processors: multiprocessors of the device, for sharing out the work.
+            fit: settings of the estimator `fit`; None if no request will use it.
         """
         splits = max(1, min(64, 2 * processors // (batch * kv_heads)))
         step = StepPlan.create(
@@ -79,6 +88,7 @@ class DecodeRunner:
         return cls(
             cluster_size=cluster_size,
             splits=splits,
+            fit=fit,
             step=step,
             scores=Scores.create(
                 batch=batch,
@@ -88,6 +98,7 @@ class DecodeRunner:
                 readers=max(1, splits // 4),
                 device=device,
             ),
+            marks=create_marks(batch, query_heads, device),
             cuts=fp32(batch, query_heads),
             reads=Reads.create(
                 batch=batch, query_heads=query_heads, kv_heads=kv_heads, clusters=clusters, device=device
@@ -102,7 +113,8 @@ class DecodeRunner:
         self, table: SegmentTable, options: DecodeOptions, request_slots: Tensor, seq_lens: Tensor
     ) -> None:
         """Reads the table and the options of the batch's requests; once a step."""
-        plan_step(self.step, table, options, request_slots, seq_lens, self.cluster_size)
+        served = range(CENTROID if self.fit is None else FIT, CENTROID + 1)
+        plan_step(self.step, table, options, request_slots, seq_lens, self.cluster_size, estimators=served)
 
     def run(
         self,
@@ -161,6 +173,21 @@ class DecodeRunner:
             scorers=self.splits,
         )
         find_cuts(self.cuts, self.scores, self.step)
+        if self.fit is not None:
+            sample(
+                self.marks,
+                self.scores,
+                self.step,
+                arena,
+                q,
+                k_pool,
+                req_to_token,
+                self.fit,
+                scale=scale,
+                sinks=sinks,
+                samplers=self.splits,
+            )
+            find_fit_cuts(self.cuts, self.marks, self.scores, self.step)
         unite_cuts(self.reads, self.cuts, self.scores, self.step, sinks=sinks)
         write_rows(
             self.indices,

@@ -20,6 +20,7 @@ class StepPlan:
         clusters: `[B]` int32; clusters of the request.
         clustered: `[B]` int32; positions in them.
         threshold: `[B]` fp32.
+        estimator: `[B]` int32; id.
         rows: `[B, K_max]` int32; each cluster's row in the arena.
         bases: `[B, K_max]` int32; where its segment's members begin in the arena.
         begins: `[B, K_max]` int32; first position of its segment.
@@ -30,6 +31,7 @@ class StepPlan:
     clusters: Tensor
     clustered: Tensor
     threshold: Tensor
+    estimator: Tensor
     rows: Tensor
     bases: Tensor
     begins: Tensor
@@ -50,6 +52,7 @@ class StepPlan:
             clusters=int32(batch),
             clustered=int32(batch),
             threshold=torch.ones(batch, dtype=torch.float32, device=device),
+            estimator=int32(batch),
             rows=int32(batch, most),
             bases=int32(batch, most),
             begins=int32(batch, most),

@@ -18,6 +18,8 @@ def plan_step(
     request_slots: Tensor,
     seq_lens: Tensor,
     cluster_size: int,
+    *,
+    estimators: range,
 ) -> None:
     """Looks up each request's options and segments.
 
@@ -28,6 +30,7 @@ def plan_step(
         request_slots: `[B]` int.
         seq_lens: `[B]` int, the current token included.
         cluster_size: of the arenas.
+        estimators: ids that are served; requests of others read everything.
     """
     segments = table.unit.shape[1]
     _plan[(request_slots.shape[0], segments)](
@@ -39,11 +42,13 @@ def plan_step(
         table.count,
         options.threshold,
         options.dense,
+        options.estimator,
         plan.slots,
         plan.seq_lens,
         plan.clusters,
         plan.clustered,
         plan.threshold,
+        plan.estimator,
         plan.rows,
         plan.bases,
         plan.begins,
@@ -54,6 +59,8 @@ def plan_step(
         UNIT=UNIT_TOKENS,
         SEGMENTS=triton.next_power_of_2(segments),
         CLUSTERS=clusters_in(MAX_SEGMENT_TOKENS, cluster_size),
+        FIRST=estimators.start,
+        END=estimators.stop,
     )
 
 
@@ -67,11 +74,13 @@ def _plan(
     count,
     threshold,
     dense,
+    estimator,
     slots,
     seq_lens,
     clusters,
     clustered,
     plan_threshold,
+    plan_estimator,
     rows,
     bases,
     begins,
@@ -82,6 +91,8 @@ def _plan(
     UNIT: tl.constexpr,
     SEGMENTS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    FIRST: tl.constexpr,
+    END: tl.constexpr,
 ):
     request = tl.program_id(0)
     segment = tl.program_id(1)
@@ -92,13 +103,16 @@ def _plan(
     per_segment = (lengths + CLUSTER_SIZE - 1) // CLUSTER_SIZE
     covered = tl.sum(lengths)
     wanted = tl.load(threshold + slot)
+    kind = tl.load(estimator + slot)
     reads_all = (tl.load(dense + slot) != 0) | (wanted >= 1) | (covered < least_clustered)
+    reads_all |= (kind < FIRST) | (kind >= END)
     if segment == 0:
         tl.store(slots + request, slot)
         tl.store(seq_lens + request, tl.load(request_lens + request).to(tl.int32))
         tl.store(clusters + request, tl.where(reads_all, 0, tl.sum(per_segment)))
         tl.store(clustered + request, tl.where(reads_all, 0, covered))
         tl.store(plan_threshold + request, wanted)
+        tl.store(plan_estimator + request, kind)
     if (segment < used) & (reads_all == 0):
         first_unit = tl.load(unit + slot * segments + segment)
         first_row = first_unit * (UNIT // CLUSTER_SIZE)

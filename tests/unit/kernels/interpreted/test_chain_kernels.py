@@ -42,21 +42,12 @@ def run(scene: "Scene", options: DecodeOptions, device: str) -> tuple[DecodeRunn
         options.min_clustered,
     )
     runner.plan(there.table, on_device, there.request_slots, there.seq_lens)
-    result, lse = runner.run(
-        there.q,
-        there.k_pool,
-        there.v_pool,
-        there.req_to_token,
-        there.arena,
-        scale=there.scale,
-        sinks=options.sinks,
-    )
+    arguments = there.q, there.k_pool, there.v_pool, there.req_to_token, there.arena
+    result, lse = runner.run(*arguments, scale=there.scale, sinks=options.sinks)
     return runner, result.out.cpu(), lse.cpu()
 
 
-@pytest.mark.parametrize("cluster_size", [16, 32])
-@pytest.mark.parametrize("sinks", [0, 5])
-@pytest.mark.parametrize("threshold", [0.5, 0.9])
+@pytest.mark.parametrize(("threshold", "sinks", "cluster_size"), [(0.5, 0, 32), (0.9, 5, 16), (0.7, 20, 32)])
 def test_the_chain_reads_what_the_definition_reads(
     make_scene: Maker, device: str, threshold: float, sinks: int, cluster_size: int
 ) -> None:
@@ -128,3 +119,35 @@ def test_the_lists_are_attended_as_defined(make_scene: Maker, device: str) -> No
     )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(lse, expected_lse, rtol=1e-4, atol=1e-5)
+
+
+def test_fit_finds_what_the_definition_finds(make_scene: Maker, device: str) -> None:
+    """Samples are whole clusters here and single ranks there, so the cuts differ a little."""
+    scene = make_scene([([600], 20), ([200], 5), ([450], 100)], dim=8, cluster_size=16)
+    options = scene.options(threshold=0.8, estimator=estimator_id("fit"), sinks=4)
+    options.estimator[scene.request_slots[2]] = CENTROID
+    expected = scene.decode(options, measure=True)
+    runner, _, lse = run(scene, options, device)
+    share = torch.exp(lse - scene.dense()[1])
+    assert expected.share is not None
+    torch.testing.assert_close(share[:2].mean(), expected.share[:2].mean(), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        runner.reads.selected[:2].cpu().float().mean(), expected.selected[:2].float().mean(), rtol=0.1, atol=0
+    )
+    assert torch.equal(runner.reads.selected[2].cpu(), expected.selected[2]), (
+        "the other estimator is untouched"
+    )
+
+
+def test_fit_is_exact_where_sampling_would_read_everything(make_scene: Maker, device: str) -> None:
+    scene = make_scene([([120], 20)])
+    options = scene.options(threshold=0.7, estimator=estimator_id("fit"))
+    runner, _, _ = run(scene, options, device)
+    expected = scene.decode(scene.options(threshold=0.7, estimator=estimator_id("exact")))
+    assert torch.equal(runner.reads.selected.cpu(), expected.selected)
+
+
+def test_an_estimator_the_device_lacks_reads_everything(make_scene: Maker, device: str) -> None:
+    scene = make_scene([([200], 20)])
+    runner, _, _ = run(scene, scene.options(threshold=0.7, estimator=estimator_id("exact")), device)
+    assert (runner.reads.lengths == 220).all()
