@@ -36,6 +36,8 @@ from tactic.v1 import (
 
 log = logging.getLogger(__name__)
 
+KEEPALIVE_MS = 20_000
+
 
 class FrontEnd:
     """A gRPC server for the services of `tactic.v1`. It keeps nothing to itself, so any number may run."""
@@ -80,6 +82,11 @@ class FrontEnd:
             options=[
                 ("grpc.max_receive_message_length", hard_limit),
                 ("grpc.max_send_message_length", hard_limit),
+                # A client whose host is gone must not hold a worker for ever.
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+                # Clients may ask for signs of life as often.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
                 # A second server on the same port is a mistake, not a way to share load.
                 ("grpc.so_reuseport", 0),
             ],

@@ -19,6 +19,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[Any]]
 # gRPC itself refuses larger messages, but cannot say more than that.
 HARD_LIMIT_FACTOR = 2
+# A call that arrives with less time than this cannot be answered in it, so it is not begun. (A deadline that
+# has passed at the client arrives as a very short one.)
+LEAST_TIME_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _guarded(method: Method, *, streams: bool = False) -> Any:
     async def guarded(request: Any, context: Context) -> Any:
         try:
             left = context.time_remaining()
-            if left is not None and left <= 0:
+            if left is not None and left < LEAST_TIME_S:
                 raise _deadline_exceeded()
             try:
                 async with asyncio.timeout(left):
