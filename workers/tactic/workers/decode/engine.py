@@ -45,6 +45,9 @@ def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
     """Leaves in the environment what the engine's own processes are to find there."""
     if spec.device not in ("", "auto"):
         os.environ[DEVICE_VARIABLE] = spec.device
+    if engine_device() == "cpu":
+        # SGLang compiles its seeded sampler with Triton, which needs a GPU.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if spec.threads:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
     # Decode graphs read req_to_token to their end; the scheduler must not write the next step's rows before.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from tactic.kernels.decode import decode
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.index import DecodeOptions, LayerArena, SegmentTable
@@ -44,7 +45,7 @@ class SparseAttention(ABC):
 
     @abstractmethod
     def layer(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention of one layer, [B, Hq, d] → [B, Hq, d]; the current token's key and value are in the pool."""
+        """Attention of one layer, [B, Hq, d] → [B, Hq, d]; the new keys and values are in the pool."""
 
     @abstractmethod
     def read(self, batch: int) -> torch.Tensor:
@@ -92,7 +93,7 @@ class NaiveAttention(SparseAttention):
 
 
 class CompiledAttention(SparseAttention):
-    """Triton kernels of fixed shapes that never look at the host: fit for CUDA graphs. It does not measure shares.
+    """Triton kernels of fixed shapes that never ask the host, fit for CUDA graphs; measures no shares.
 
     Args:
         pool: as for the base class.

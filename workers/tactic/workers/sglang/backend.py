@@ -13,7 +13,7 @@ from tactic.workers.sglang.runtime import TacticRuntime
 
 
 class TacticAttentionBackend(AttentionBackend):  # type: ignore[misc]  # SGLang is untyped
-    """Prefill goes to `dense`, and each layer's new keys are then clustered; decode reads what the index selects.
+    """Prefill goes to `dense`, then new keys are clustered; decode reads what the index selects.
 
     Args:
         dense: a complete SGLang backend for the same runner.

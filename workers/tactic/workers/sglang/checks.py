@@ -1,4 +1,4 @@
-"""What the `tactic` backend can't serve, found before anything is loaded or at the latest before the first token."""
+"""What the `tactic` backend can't serve, found before the first token at the latest."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def check_checkpoint(model_path: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise UnsupportedError(
-            f"engine.model_path: no checkpoint at {model_path!r} ({error.strerror}: config.json); give the directory of "
-            "a Hugging Face checkpoint"
+            f"engine.model_path: no checkpoint at {model_path!r} ({error.strerror}: config.json); "
+            "give the directory of a Hugging Face checkpoint"
         ) from error
     except ValueError as error:
         raise UnsupportedError(f"engine.model_path: {path} is not JSON: {error}") from error
     architecture = ", ".join(config.get("architectures") or ["unknown"])
     if config.get("kv_lora_rank"):
         raise UnsupportedError(
-            f"engine.model_path: {architecture} has multi-head latent attention (kv_lora_rank); Tactic serves dense "
-            "grouped-query attention"
+            f"engine.model_path: {architecture} has multi-head latent attention (kv_lora_rank); "
+            "Tactic serves dense grouped-query attention"
         )
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         raise UnsupportedError(
-            f"engine.model_path: {architecture} has a sliding window of {config['sliding_window']} positions; Tactic "
-            "serves full attention in every layer"
+            f"engine.model_path: {architecture} has a sliding window of {config['sliding_window']} "
+            "positions; Tactic serves full attention in every layer"
         )
     if any(kind != "full_attention" for kind in config.get("layer_types") or []):
         raise UnsupportedError(
-            f"engine.model_path: {architecture} has layers other than full attention (layer_types); Tactic serves full "
-            "attention in every layer"
+            f"engine.model_path: {architecture} has layers other than full attention (layer_types); "
+            "Tactic serves full attention in every layer"
         )
     heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if not heads:
@@ -53,7 +53,8 @@ def check_checkpoint(model_path: str) -> dict[str, Any]:
         )
     if kv_heads and heads % kv_heads:
         raise UnsupportedError(
-            f"engine.model_path: {heads} query heads are not a multiple of {kv_heads} KV heads in {architecture}"
+            f"engine.model_path: {heads} query heads are not a multiple of {kv_heads} KV heads in "
+            f"{architecture}"
         )
     return config
 
@@ -84,5 +85,6 @@ def check_runner(runner: Any) -> None:
         raise UnsupportedError(f"the tactic attention backend does not support {'; '.join(reasons)}")
     if args.get_attention_backends() != ("tactic", "tactic"):
         raise UnsupportedError(
-            f"prefill and decode run on {args.get_attention_backends()}: start with attention_backend='tactic' for both"
+            f"prefill and decode run on {args.get_attention_backends()}: start with "
+            f"attention_backend='tactic' for both"
         )

@@ -7,7 +7,7 @@ import os
 import torch
 
 DEVICE_VARIABLE = "TACTIC_ENGINE_DEVICE"
-"""Environment variable that chooses the engine's device: "cuda", "cpu", or "auto" (cuda where there is one)."""
+"""Environment variable that chooses the engine's device: "cuda", "cpu", or "auto" (the GPU, if any)."""
 
 
 def engine_device() -> str:

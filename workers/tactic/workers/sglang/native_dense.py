@@ -1,8 +1,8 @@
 """Dense attention on the CPU, linear in what is new.
 
-SGLang's `torch_native` backend pads the queries of an extend to the whole context, so that one new token on a long
-prefix costs as much as the first prefill. Here the new queries meet the prefix and themselves in two calls, which are
-merged by their log-sum-exp.
+SGLang's `torch_native` backend pads the queries of an extend to the whole context, so that one new token on
+a long prefix costs as much as the first prefill. Here the new queries meet the prefix and themselves in two
+calls, which are merged by their log-sum-exp.
 """
 
 from __future__ import annotations
@@ -73,4 +73,5 @@ def extend_attention(
         old, old_lse = old.reshape(1, query_heads, m, d), old_lse.reshape(1, query_heads, m)
         weight = torch.sigmoid(old_lse - lse.reshape(1, query_heads, m)).unsqueeze(-1).to(out.dtype)
         out = torch.lerp(out, old, weight)
-    return out[0].transpose(0, 1)
+    result: torch.Tensor = out[0].transpose(0, 1)
+    return result

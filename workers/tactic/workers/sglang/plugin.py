@@ -1,7 +1,7 @@
 """SGLang's entry point to Tactic: registers the attention backend and the hooks that keep its index.
 
-SGLang loads it in every process that it spawns (entry point group `sglang.srt.plugins`), and only logs its failures;
-the decode worker therefore waits for the backend's Hello before it serves.
+SGLang loads it in every process that it spawns (entry point group `sglang.srt.plugins`), and only logs its
+failures; the decode worker therefore waits for the backend's Hello before it serves.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _before_free(_pool: Any, req: Any) -> None:
 
 
 def _add_index_bytes(cell_size: int, _self: Any, configurator: Any, num_layers: int) -> int:
-    """Takes the index's memory from the KV budget: each token of the pool costs its share of the index too."""
+    """Takes the index's memory from the KV budget: each token of the pool costs its share of it too."""
     if configurator.server_args.attention_backend != BACKEND:
         return cell_size
     from sglang.srt.runtime_context import get_parallel
@@ -88,7 +88,7 @@ def _add_index_bytes(cell_size: int, _self: Any, configurator: Any, num_layers: 
 
 
 def _seed(info: Any, _cls: Any, batch: Any, *_: Any, **__: Any) -> Any:
-    """Gives every request its own seed. SGLang does so only in its deterministic mode, which refuses our backend."""
+    """Gives every request its own seed; SGLang does so in its deterministic mode only, which refuses us."""
     seeds = [req.sampling_params.sampling_seed for req in batch.reqs]
     if None not in seeds:
         info.sampling_seed = torch.tensor(seeds, dtype=torch.int64, device=batch.device)

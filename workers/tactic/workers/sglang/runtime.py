@@ -44,8 +44,8 @@ class _Step:
 class TacticRuntime:
     """Index store, refresher and counters of one tensor-parallel rank.
 
-    `before_forward` and `on_release` are called by hooks on SGLang's worker and request pool; `build` and `decode` by
-    the attention backend, once per layer.
+    `before_forward` and `on_release` are called by hooks on SGLang's worker and request pool; `build` and
+    `decode` by the attention backend, once per layer.
 
     Args:
         runner: SGLang's ModelRunner, after its KV pool was made.
@@ -125,7 +125,7 @@ class TacticRuntime:
     # Hooks -----------------------------------------------------------------------------------------------
 
     def before_forward(self, batch: Any) -> None:
-        """Prepares a forward pass of SGLang's ScheduleBatch; runs on the forward stream, between two steps."""
+        """Prepares a forward pass of SGLang's ScheduleBatch, on the forward stream, between two steps."""
         self._settle()
         if batch.forward_mode.is_idle():
             return
@@ -171,7 +171,7 @@ class TacticRuntime:
                 self.store.arenas[layer].write(segment.unit, part)
 
     def begin_decode(self, slots: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Starts a decode step of request slots [B] with sequence lengths [B]; may be recorded into a graph."""
+        """Starts a decode step of request slots [B] with sequence lengths [B]; a graph may record it."""
         self.attention.begin(slots, lengths, measure=self._step.measure)
 
     def replay(self, padded: int) -> None:
@@ -210,8 +210,8 @@ class TacticRuntime:
             monitor.tokens_reused = row.clustered_length
             self._set_options(slot, req)
         complete = prefix + new >= len(req.origin_input_ids) + len(req.output_ids)
-        # The engine computes a prompt's last token anew even when all of it is cached: an index that ends before it
-        # serves the same prompt again.
+        # The engine computes a prompt's last token anew even when all of it is cached: an index that ends
+        # before it serves the same prompt again.
         end = prefix + new - complete
         added = self.store.extend(slot, row, self._read_slots(slot, 0, end), complete=complete)
         monitor.tokens_clustered += sum(segment.length for segment in added)
@@ -260,7 +260,8 @@ class TacticRuntime:
     # Reads of SGLang's pools -----------------------------------------------------------------------------
 
     def _read_slots(self, slot: int, start: int, end: int) -> torch.Tensor:
-        return self.requests.req_to_token[slot, start:end].to("cpu", torch.int32, copy=True)
+        slots: torch.Tensor = self.requests.req_to_token[slot, start:end].to("cpu", torch.int32, copy=True)
+        return slots
 
     def _read_keys(self, slots: torch.Tensor) -> torch.Tensor:
         at = slots.to(self._device, torch.int64)
