@@ -1,7 +1,8 @@
 """Durable sessions in Redis: metadata, leases with fences, token logs, turns and their frames.
 
 Every change is one Lua script (`lua/`) that carries the holder's fence and knows its own replay. What a call
-has returned from survives the death of any one process.
+has returned from survives the death of any one process, given a server that syncs before it answers
+(`appendfsync always`).
 """
 
 from tactic.service.sessions.appends import AppendStore

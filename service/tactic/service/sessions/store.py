@@ -7,7 +7,7 @@ from array import array
 from collections.abc import AsyncIterator, Mapping
 
 from tactic.service.sessions.client import RedisClient
-from tactic.service.sessions.errors import SessionNotFoundError
+from tactic.service.sessions.errors import SessionExistsError, SessionNotFoundError
 from tactic.service.sessions.keys import SESSION_INDEX, Keys
 from tactic.service.sessions.records import Session
 from tactic.service.sessions.scripts import Scripts, new_nonce
@@ -79,15 +79,12 @@ class SessionStore:
             SessionNotFoundError: there is none of this name.
         """
         keys = Keys(session_id)
-        try:
-            await self._scripts.run(
-                "delete", keys, [keys.log, keys.turns, keys.tombstone], [new_nonce(), keys.prefix]
-            )
-        finally:
-            await self._redis.zrem(SESSION_INDEX, session_id)
-            # Somebody may have created it again in between.
-            if await self._redis.exists(keys.meta):
-                await self._redis.zadd(SESSION_INDEX, {session_id: 0})
+        arguments = [new_nonce(), keys.prefix]
+        await self._scripts.run("delete", keys, [keys.log, keys.turns, keys.tombstone], arguments)
+        await self._redis.zrem(SESSION_INDEX, session_id)
+        # Somebody may have created it again in between.
+        if await self._redis.exists(keys.meta):
+            await self._redis.zadd(SESSION_INDEX, {session_id: 0})
 
     async def fork(self, session: Session, new_session_id: str) -> Session:
         """Creates a session with a copy of the log that `session` had when it was read.
@@ -161,13 +158,14 @@ class SessionStore:
             "worker": worker,
         }
         pairs = [item for pair in fields.items() for item in pair]
+        # Entered after the session, so that none is listed that never was. If it exists already, this mends
+        # the index after a front end that died between the two.
         try:
             await self._scripts.run("create", keys, [keys.log, keys.staging(nonce)], [nonce, *pairs])
-        finally:
-            # After the session, so that none can be listed that never was; when it exists already, this mends
-            # the index after a front end that died just here.
-            if await self._redis.exists(keys.meta):
-                await self._redis.zadd(SESSION_INDEX, {session_id: 0})
+        except SessionExistsError:
+            await self._redis.zadd(SESSION_INDEX, {session_id: 0})
+            raise
+        await self._redis.zadd(SESSION_INDEX, {session_id: 0})
         return await self.get(session_id)
 
     async def _log_chunks(self, session: Session) -> AsyncIterator[list[bytes]]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from contract import refused, tokens_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripted_workers import ScriptedWorker, continuation
 
+from tactic.service.launch.redis_server import RedisServer
 from tactic.service.sessions import connect
 from tactic.service.sessions.keys import Keys
 from tactic.v1 import admin_pb2, generation_pb2, generation_pb2_grpc, types_pb2
@@ -131,6 +133,30 @@ async def test_full_workers_are_told(make_system: Any) -> None:
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WORKERS_FULL")
         assert refusal.retry_s == 1
         assert (await front.get(session)).token_count == 0
+
+
+async def test_killed_store_that_comes_back_costs_nothing(make_system: Any, tmp_path: Path) -> None:
+    store = RedisServer.start(tmp_path, "always")
+    gate = asyncio.Semaphore(2)
+    async with make_system(ScriptedWorker("w0", gate=gate)) as system:
+        system._flags["redis.url"] = store.url
+        front = await system.front()
+        session = await front.session()
+        running = front.chat(session)
+        frames: list[generation_pb2.GenerationFrame] = []
+        while len(tokens_of(frames)) < 2:
+            frames.append(await running.read())
+        os.kill(store.process.state.pid, signal.SIGKILL)
+        store.stop()
+        for _ in range(6):
+            gate.release()
+        store = RedisServer.start(tmp_path, "always")
+        while (frame := await running.read()) is not grpc.aio.EOF:
+            frames.append(frame)
+        prompt = system.prompt("Hi")
+        assert tokens_of(frames) == continuation(prompt, 8)
+        assert (await front.get(session)).token_count == len(prompt) + 8
+    store.stop()
 
 
 class KillableFrontEnd:

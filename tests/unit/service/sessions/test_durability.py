@@ -1,4 +1,9 @@
-"""What was acknowledged survives the death of the server's process."""
+"""What was acknowledged survives the death of the server's process.
+
+That takes `appendfsync always`. With `everysec` the server puts off writing its file while a sync is under way, up
+to two seconds, and answers all the same: killed then, it loses what it has acknowledged, as this test shows on a
+busy disk.
+"""
 
 import asyncio
 import os
@@ -6,16 +11,14 @@ import signal
 from array import array
 from pathlib import Path
 
-import pytest
 from redis.exceptions import RedisError
 
 from tactic.service.launch.redis_server import RedisServer
 from tactic.service.sessions import AppendStore, Lease, SessionStore, TurnStore, connect
 
 
-@pytest.mark.parametrize("appendfsync", ["everysec", "always"])
-async def test_killed_server_loses_nothing_acknowledged(tmp_path: Path, appendfsync: str) -> None:
-    server = RedisServer.start(tmp_path, appendfsync)
+async def test_killed_server_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    server = RedisServer.start(tmp_path, "always")
     acknowledged: dict[str, int] = {}
     enough = asyncio.Event()
 
@@ -65,7 +68,7 @@ async def test_killed_server_loses_nothing_acknowledged(tmp_path: Path, appendfs
     await asyncio.gather(*writers)
     server.stop()
 
-    restarted = RedisServer.start(tmp_path, appendfsync)
+    restarted = RedisServer.start(tmp_path, "always")
     redis = connect(restarted.url)
     sessions = SessionStore(redis)
     try:
