@@ -1,143 +1,124 @@
 """Random schedules of what an engine does, with every invariant checked after each step.
 
-The engine's part is a prefix cache that keeps the slots of finished requests, shares them, and frees them under
-its own rules: the store must find what is still there, and never show a row clusters of other keys.
+The engine's part is a prefix cache that keeps the slots of finished requests, shares them, and frees them
+under its own rules: the store must find what is still there, and never show a row clusters of other keys.
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
-ROWS = 4
-SLOTS = 1600
-KEEP_FREE = 600
+ROWS, SLOTS, KEEP_FREE = 4, 1600, 500
 
 
-class Engine(RuleBasedStateMachine):
-    """A scheduler with a prefix cache over `Pools`."""
+class Engine:
+    """A scheduler with a prefix cache over `Pools`, whose every move is drawn from a seed."""
 
-    def __init__(self, make_pools: Callable[..., Any], units: int, columns: int) -> None:
-        super().__init__()
-        self.pools = make_pools(slots=SLOTS, rows=ROWS, units=units, columns=columns)
+    MOVES = ("admit", "admit", "prefill", "prefill", "decode", "refresh", "leave", "leave", "evict")
+
+    def __init__(self, pools: Any, seed: int) -> None:
+        self.pools = pools
+        self.random = random.Random(seed)
         self.cached: list[torch.Tensor] = []
         self.holders: Counter[int] = Counter()
-        self.running: set[int] = set()
+        self.running: list[int] = []
+        self.seen: Counter[str] = Counter()
 
-    def hold(self, slots: torch.Tensor) -> None:
-        self.holders.update(slots.tolist())
+    def move(self) -> None:
+        getattr(self, self.random.choice(self.MOVES))()
+        self.pools.check()
 
-    def drop(self, slots: torch.Tensor) -> None:
-        self.holders.subtract(slots.tolist())
-        freed = [slot for slot in slots.tolist() if not self.holders[slot]]
-        self.pools.free[:0] = freed[::-1]
-
-    def written(self, slot: int, start: int) -> None:
-        self.hold(self.pools.context(slot)[start:])
-
-    @property
-    def idle(self) -> list[int]:
-        return [slot for slot in range(ROWS) if slot not in self.running]
-
-    @precondition(lambda self: self.idle)
-    @rule(source=st.integers(0, 7), share=st.floats(0, 1))
-    def admit(self, source: int, share: float) -> None:
+    def admit(self) -> None:
         """A request starts on some prefix of what is cached, or on none."""
-        slot, prefix = self.idle[0], None
-        if source < len(self.cached):
-            prefix = self.cached[source]
-            prefix = prefix[: round(share * len(prefix))]
-            self.hold(prefix)
+        idle = [slot for slot in range(ROWS) if slot not in self.running]
+        if not idle:
+            return
+        slot, prefix = self.random.choice(idle), None
+        if self.cached and self.random.random() < 0.8:
+            prefix = self.random.choice(self.cached)
+            prefix = prefix[: self.random.choice([len(prefix), self.random.randint(0, len(prefix))])]
+            self.holders.update(prefix.tolist())
         row = self.pools.admit(slot, prefix, f"request-{slot}")
         assert row.clustered_length <= (0 if prefix is None else len(prefix))
-        self.running.add(slot)
+        self.seen["reused"] += bool(row.segments)
+        self.running.append(slot)
 
-    @precondition(lambda self: self.running and len(self.pools.free) > KEEP_FREE)
-    @rule(which=st.integers(0, 3), count=st.integers(1, 200), complete=st.booleans())
-    def prefill(self, which: int, count: int, complete: bool) -> None:
-        slot = self.pick(which)
-        start, clustered = self.pools.lengths[slot], self.pools.row(slot).clustered_length
-        added = self.pools.prefill(slot, count, complete=complete)
-        self.written(slot, start)
-        assert self.pools.row(slot).clustered_length == clustered + sum(s.length for s in added)
+    def prefill(self) -> None:
+        if not self.running or len(self.pools.free) < KEEP_FREE:
+            return
+        slot = self.random.choice(self.running)
+        start, row = self.pools.lengths[slot], self.pools.row(slot)
+        before = row.clustered_length
+        added = self.pools.prefill(slot, self.random.randint(1, 200), complete=self.random.random() < 0.6)
+        self.holders.update(self.pools.context(slot)[start:].tolist())
+        assert row.clustered_length == before + sum(segment.length for segment in added)
 
-    @precondition(lambda self: self.running and len(self.pools.free) > KEEP_FREE)
-    @rule(which=st.integers(0, 3), count=st.integers(1, 50))
-    def decode(self, which: int, count: int) -> None:
-        slot = self.pick(which)
+    def decode(self) -> None:
+        if not self.running or len(self.pools.free) < KEEP_FREE:
+            return
+        slot = self.random.choice(self.running)
         start = self.pools.lengths[slot]
-        self.pools.decode(slot, count)
-        self.written(slot, start)
+        self.pools.decode(slot, self.random.randint(1, 50))
+        self.holders.update(self.pools.context(slot)[start:].tolist())
 
-    @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 3), full=st.booleans())
-    def refresh(self, which: int, full: bool) -> None:
+    def refresh(self) -> None:
         """The whole context, or what comes after the first segment, is clustered anew."""
-        slot, store = self.pick(which), self.pools.store
+        if not self.running:
+            return
+        slot, store = self.random.choice(self.running), self.pools.store
         row = self.pools.row(slot)
-        replaced = row.segments[0 if full else 1 :]
-        start = row.end_of(len(row.segments) - len(replaced))
+        replaced = row.segments[self.random.randint(0, 1) :]
         slots = self.pools.context(slot)
+        start = row.end_of(len(row.segments) - len(replaced))
         cuts = list(store.pieces(start, len(slots), complete=True))
         if not cuts or not store.has_room(row, removed=len(replaced), added=len(cuts)):
             return
-        version, read_at = row.version, self.pools.clock.now
-        segments = store.allocate(((s, slots[s : s + n]) for s, n in cuts), read_at=read_at)
+        version = row.version
+        pieces = ((s, slots[s : s + n]) for s, n in cuts)
+        segments = store.allocate(pieces, read_at=self.pools.clock.now)
         if segments is not None:
             self.pools.build(segments)
             store.swap(slot, row, replaced, segments)
             assert row.version == version + 1
+            self.seen["swapped"] += 1
 
-    @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 3), keep=st.booleans())
-    def leave(self, which: int, keep: bool) -> None:
+    def leave(self) -> None:
         """A request ends or is retracted; the cache keeps its context, or not."""
-        slot = self.pick(which)
+        if not self.running:
+            return
+        slot = self.running.pop(self.random.randrange(len(self.running)))
         context = self.pools.context(slot)
         self.pools.store.release(slot)
-        self.running.remove(slot)
-        if keep:
+        if self.random.random() < 0.7:
             self.cached.append(context)
         else:
             self.drop(context)
 
-    @precondition(lambda self: self.cached)
-    @rule(which=st.integers(0, 7))
-    def evict(self, which: int) -> None:
-        """The cache frees a context; its slots are the next to be written."""
-        self.drop(self.cached.pop(which % len(self.cached)))
+    def evict(self) -> None:
+        """The cache frees a context."""
+        if self.cached:
+            self.drop(self.cached.pop(self.random.randrange(len(self.cached))))
 
-    def pick(self, which: int) -> int:
-        return sorted(self.running)[which % len(self.running)]
-
-    @invariant()
-    def sound(self) -> None:
-        self.pools.check()
+    def drop(self, slots: torch.Tensor) -> None:
+        self.holders.subtract(slots.tolist())
+        # Written again at once and in the same order: what is most easily taken for what was there.
+        self.pools.free += [slot for slot in reversed(slots.tolist()) if not self.holders[slot]]
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("units", "columns"), [(40, 16), (6, 16), (12, 3)], ids=["ample", "scarce", "narrow"]
+    ("units", "columns"), [(40, 16), (6, 16), (20, 3)], ids=["ample", "scarce", "narrow"]
 )
-def test_no_schedule_breaks_the_store(make_pools: Callable[..., Any], units: int, columns: int) -> None:
-    run_state_machine_as_test(
-        lambda: Engine(make_pools, units, columns),
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def test_no_schedule_breaks_the_store(
+    make_pools: Callable[..., Any], units: int, columns: int, seed: int
+) -> None:
+    engine = Engine(make_pools(slots=SLOTS, rows=ROWS, units=units, columns=columns), seed)
+    for _ in range(300):
+        engine.move()
+    assert min(engine.seen["reused"], engine.seen["swapped"]) > 0
+    counters = engine.pools.store.counters
+    assert counters.segments_evicted + counters.segments_stale > 0 or units > 6

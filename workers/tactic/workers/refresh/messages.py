@@ -131,8 +131,9 @@ def unpack(specs: Sequence[TensorSpec], frames: Sequence[bytes | memoryview]) ->
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"unknown dtype {spec.dtype!r}")
-        if memoryview(frame).nbytes != math.prod(spec.shape) * dtype.itemsize:
-            raise ValueError(f"a frame of {memoryview(frame).nbytes} bytes is not {dtype} {spec.shape}")
+        size = memoryview(frame).nbytes
+        if min(spec.shape, default=1) < 1 or size != math.prod(spec.shape) * dtype.itemsize:
+            raise ValueError(f"a frame of {size} bytes does not hold {dtype} {spec.shape}")
         # bytearray: torch wants writable memory.
         tensors.append(torch.frombuffer(bytearray(frame), dtype=dtype).reshape(spec.shape))
     return tensors

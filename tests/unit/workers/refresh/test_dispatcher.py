@@ -1,0 +1,246 @@
+"""Jobs on real Ray actors: order, limits, and actors that die, hang, raise or lie."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from tactic.workers.refresh import messages
+from tactic.workers.refresh.compute import validated
+from tactic.workers.refresh.dispatcher import QUEUED_PER_ACTOR, RefreshDispatcher
+from tactic.workers.refresh.messages import Piece, RefreshJob, RefreshReply
+from tactic.workers.refresh.worker import ClusteringWorker
+
+CLUSTER, POSITIONS = 16, 64
+KEYS = torch.randn(2, 2, POSITIONS, 8, generator=torch.Generator().manual_seed(5))
+
+
+class GatedWorker(ClusteringWorker):
+    """Does a job only once a file of the job's name is there, as it says; leaves a note when it begins."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def cluster(self, job: RefreshJob, frames: Any) -> Any:
+        with (self._directory / "begun").open("a") as log:
+            log.write(f"{job.job_id} {os.getpid()}\n")
+        order = self._directory / str(job.job_id)
+        while not order.exists():
+            time.sleep(0.005)
+        if order.read_text() == "raise":
+            raise ValueError("no luck")
+        specs, result = super().cluster(job, frames)
+        return specs, [np.zeros_like(frame) for frame in result] if order.read_text() == "lie" else result
+
+
+class Desk:
+    """Jobs and the files that open the gates to them, and the answers that came."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.answers: asyncio.Queue[tuple[RefreshReply, list[Any]]] = asyncio.Queue()
+        self.first = 1 + max((number for number, _ in self.begun()), default=0)
+
+    def job(self, number: int, tail: int = 0) -> tuple[RefreshJob, list[bytes]]:
+        """Job `number` of this test; actors, which tests share, know it by another number."""
+        specs, frames = messages.pack([KEYS])
+        job = RefreshJob(self.first + number, 3, (Piece(0, POSITIONS),), CLUSTER, 1, tail, specs)
+        return job, [bytes(frame) for frame in frames]
+
+    async def on_reply(self, rank: int, reply: RefreshReply, frames: list[Any]) -> None:
+        assert rank == 3
+        await self.answers.put((reply, frames))
+
+    async def answer(self) -> tuple[int, str, RefreshReply, list[Any]]:
+        """(Job, error, reply, frames) of the next answer."""
+        async with asyncio.timeout(120):
+            reply, frames = await self.answers.get()
+        return reply.job_id - self.first, reply.error, reply, frames
+
+    async def outcomes(self, count: int) -> list[tuple[int, str]]:
+        """(Job, error) of the next answers."""
+        return [(await self.answer())[:2] for _ in range(count)]
+
+    def open(self, *numbers: int, order: str = "") -> None:
+        for number in numbers:
+            (self.directory / str(self.first + number)).write_text(order)
+
+    def begun(self) -> list[tuple[int, int]]:
+        """(Number, process) of all jobs in the order of their beginning."""
+        log = self.directory / "begun"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [(int(number), int(pid)) for number, pid in (line.split() for line in lines)]
+
+    async def until_begun(self, count: int) -> list[tuple[int, int]]:
+        """(Job, process) in the order of their beginning, once there are `count`."""
+        async with asyncio.timeout(120):
+            while len(own := [(n - self.first, pid) for n, pid in self.begun() if n >= self.first]) < count:
+                await asyncio.sleep(0.01)
+        return own
+
+
+Dispatch = Callable[..., Awaitable[RefreshDispatcher]]
+
+
+@pytest.fixture(scope="module")
+def actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Any]]]:
+    """Two actors that all tests share, as they take long to start, and the directory of their gates."""
+    directory = tmp_path_factory.mktemp("gates")
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    kind = ray.remote(GatedWorker).options(num_cpus=0, max_restarts=-1)
+    yield directory, [kind.remote(directory) for _ in range(2)]
+    ray.shutdown()
+
+
+@pytest.fixture
+def desk(actors: tuple[Path, list[Any]]) -> Desk:
+    return Desk(actors[0])
+
+
+@pytest.fixture
+async def dispatch(actors: tuple[Path, list[Any]], desk: Desk) -> AsyncIterator[Dispatch]:
+    """Starts a dispatcher over some of the actors, once they are up."""
+    started: list[RefreshDispatcher] = []
+
+    async def start(count: int = 1, *, timeout_s: float = 120) -> RefreshDispatcher:
+        chosen = actors[1][:count]
+        for actor in chosen:
+            await answers(actor)
+        started.append(RefreshDispatcher(chosen, timeout_s, desk.on_reply))
+        started[0].start()
+        return started[0]
+
+    yield start
+    for dispatcher in started:
+        await dispatcher.stop()
+
+
+async def answers(actor: Any) -> dict[str, int]:
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                snapshot: dict[str, int] = await actor.snapshot.remote()
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(0.05)
+            else:
+                return snapshot
+
+
+def believed(reply: RefreshReply, frames: list[Any]) -> torch.Tensor:
+    """Centroids of an answer, once it was checked as the scheduler does."""
+    tensors = messages.unpack(reply.tensors, frames)
+    return validated(tensors, [POSITIONS], CLUSTER, KEYS.flatten(0, 1))[0].centroids
+
+
+async def test_an_answer_is_what_the_scheduler_can_publish(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    desk.open(1)
+    await dispatcher.submit(*desk.job(1))
+    number, error, reply, frames = await desk.answer()
+    assert (number, error) == (1, "")
+    assert believed(reply, frames).isfinite().all()
+
+
+async def test_the_longest_tail_goes_first(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    await dispatcher.submit(*desk.job(1))
+    await desk.until_begun(1)
+    for number, tail in ((2, 10), (3, 500), (4, 10), (5, 90)):
+        await dispatcher.submit(*desk.job(number, tail))
+    desk.open(1, 2, 3, 4, 5)
+    assert await desk.outcomes(5) == [(1, ""), (3, ""), (5, ""), (2, ""), (4, "")]
+
+
+async def test_a_full_queue_says_busy(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    await dispatcher.submit(*desk.job(1))
+    await desk.until_begun(1)
+    numbers = range(2, 2 + QUEUED_PER_ACTOR)
+    for number in (*numbers, 99):
+        await dispatcher.submit(*desk.job(number))
+    assert await desk.outcomes(1) == [(99, "busy")]
+    desk.open(1, *numbers)
+    assert await desk.outcomes(1 + len(numbers)) == [(number, "") for number in (1, *numbers)]
+
+
+async def test_without_actors_there_is_no_actor(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch(0)
+    await dispatcher.submit(*desk.job(1))
+    assert await desk.outcomes(1) == [(1, "no_actor")]
+
+
+async def test_a_job_of_a_killed_actor_goes_to_another(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch(2)
+    await dispatcher.submit(*desk.job(1))
+    ((_, first),) = await desk.until_begun(1)
+    os.kill(first, signal.SIGKILL)
+    begun = await desk.until_begun(2)
+    assert begun[1][0] == 1
+    assert begun[1][1] != first
+    desk.open(1)
+    assert await desk.outcomes(1) == [(1, "")]
+
+
+async def test_an_actor_that_restarts_takes_no_jobs_from_others(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch(2)
+    for number in (1, 2):
+        await dispatcher.submit(*desk.job(number))
+    begun = await desk.until_begun(2)
+    for number in range(3, 9):
+        await dispatcher.submit(*desk.job(number))
+    os.kill(dict(begun)[1], signal.SIGKILL)
+    desk.open(*range(1, 9))
+    assert sorted(await desk.outcomes(8)) == [(number, "") for number in range(1, 9)]
+
+
+async def test_a_hanging_actor_is_killed_and_its_job_tried_again(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch(timeout_s=3)
+    await dispatcher.submit(*desk.job(1))
+    await desk.until_begun(1)
+    begun = await desk.until_begun(2)
+    desk.open(1)
+    assert begun[0][0] == begun[1][0] == 1
+    assert begun[0][1] != begun[1][1]
+    assert await desk.outcomes(1) == [(1, "")]
+
+
+async def test_a_job_that_fails_twice_is_given_up(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    desk.open(1, order="raise")
+    await dispatcher.submit(*desk.job(1))
+    assert await desk.outcomes(1) == [(1, "actor_error")]
+    assert [number for number, _ in await desk.until_begun(2)] == [1, 1]
+    desk.open(2)
+    await dispatcher.submit(*desk.job(2))
+    assert await desk.outcomes(1) == [(2, "")]
+
+
+async def test_frames_that_do_not_fit_the_job_are_the_jobs_failure(
+    actors: tuple[Path, list[Any]], desk: Desk, dispatch: Dispatch
+) -> None:
+    dispatcher = await dispatch()
+    failed = (await answers(actors[1][0]))["jobs_failed"]
+    desk.open(1)
+    job, frames = desk.job(1)
+    await dispatcher.submit(job, [frames[0][:-4]])
+    assert await desk.outcomes(1) == [(1, "actor_error")]
+    assert (await answers(actors[1][0]))["jobs_failed"] == failed + 2
+
+
+async def test_a_lying_actor_is_not_believed(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    desk.open(1, order="lie")
+    await dispatcher.submit(*desk.job(1))
+    _, error, reply, frames = await desk.answer()
+    assert error == ""
+    with pytest.raises(ValueError, match="do not cover"):
+        believed(reply, frames)

@@ -1,0 +1,326 @@
+"""The scheduler's half of a refresh, over a real link, with real k-means on the other side."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tactic.workers.config import RefreshConfig
+from tactic.workers.decode.hub import SchedulerHub
+from tactic.workers.refresh import messages
+from tactic.workers.refresh.compute import cluster_pieces, flatten
+from tactic.workers.refresh.link import SchedulerLink
+from tactic.workers.refresh.messages import RefreshJob, RefreshReply
+from tactic.workers.refresh.refresher import Refresher
+
+INTERVAL = 64
+
+
+@dataclass
+class Bench:
+    """A refresher and the far end of its link, where the test plays the decode worker."""
+
+    pools: Any
+    refresher: Refresher
+    hub: SchedulerHub
+    jobs: "asyncio.Queue[tuple[RefreshJob, list[bytes]]]"
+
+    def decode(self, slot: int, count: int) -> None:
+        """Decode steps as the runtime counts them: each writes a position, then the next step begins."""
+        for _ in range(count):
+            self.pools.decode(slot)
+            self.refresher.step(slot, self.pools.row(slot), self.pools.lengths[slot])
+
+    async def job(self) -> tuple[RefreshJob, list[bytes]]:
+        async with asyncio.timeout(10):
+            return await self.jobs.get()
+
+    async def answer(
+        self, job: RefreshJob, frames: list[bytes], spoil: Callable[[list[torch.Tensor]], None] | None = None
+    ) -> list[tuple[int, str]]:
+        """Does a job and publishes its result; what `poll` says."""
+        clusters = cluster_pieces(
+            messages.unpack(job.tensors, frames), job.pieces, job.cluster_size, job.seed
+        )
+        tensors = flatten(clusters)
+        if spoil is not None:
+            spoil(tensors)
+        specs, views = messages.pack(tensors)
+        return await self.reply(
+            RefreshReply(job.job_id, tensors=specs), [np.frombuffer(view, np.uint8) for view in views]
+        )
+
+    async def reply(self, reply: RefreshReply, frames: Any = ()) -> list[tuple[int, str]]:
+        await self.hub.reply(0, reply, list(frames))
+        async with asyncio.timeout(10):
+            while not (ended := self.refresher.poll()):
+                await asyncio.sleep(0.001)
+        self.pools.check()
+        return ended
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+async def make_bench(make_pools: Callable[..., Any]) -> AsyncIterator[MakeBench]:
+    opened: list[Any] = []
+
+    def make(scope: str = "tail", interval: int = INTERVAL, **sizes: int) -> Bench:
+        pools = make_pools(**sizes)
+        hub = SchedulerHub(ranks=1)
+        jobs: asyncio.Queue[tuple[RefreshJob, list[bytes]]] = asyncio.Queue()
+
+        async def on_job(job: RefreshJob, frames: list[bytes]) -> None:
+            await jobs.put((job, frames))
+
+        hub.start(on_job)
+        link = SchedulerLink(hub.address, rank=0)
+        opened.extend((link, hub))
+        refresher = Refresher(
+            pools.store,
+            link,
+            RefreshConfig(interval=interval, scope=scope),
+            rank=0,
+            cluster_size=pools.CLUSTER,
+            read_keys=pools.read_keys,
+            read_slots=pools.read_slots,
+        )
+        return Bench(pools, refresher, hub, jobs)
+
+    yield make
+    for end in opened:
+        if isinstance(end, SchedulerLink):
+            end.close()
+        else:
+            await end.stop()
+
+
+async def asked(bench: Bench, prompt: int = 104) -> tuple[RefreshJob, list[bytes]]:
+    """A request with a whole segment and an open one decodes until it asks for a refresh."""
+    bench.pools.admit(0)
+    bench.pools.prefill(0, prompt)
+    bench.decode(0, INTERVAL)
+    return await bench.job()
+
+
+async def test_tail_scope_clusters_the_open_run_and_the_tail(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job, frames = await asked(bench)
+    assert [(p.offset, p.length, p.warm) for p in job.pieces] == [(0, 64, False), (64, 40, False)]
+    assert job.tail == INTERVAL
+    kept = bench.pools.row(0).segments[0]
+    assert await bench.answer(job, frames) == [(0, "")]
+    row = bench.pools.row(0)
+    assert row.segments[0] is kept
+    assert [(s.start, s.length) for s in row.segments] == [(0, 64), (64, 64), (128, 40)]
+    assert (row.version, bench.refresher.published) == (2, 1)
+
+
+async def test_full_scope_clusters_everything_and_starts_warm(make_bench: MakeBench) -> None:
+    bench = make_bench(scope="full")
+    job, frames = await asked(bench, prompt=2 * 64 + 40)
+    assert [(p.offset, p.length, p.warm) for p in job.pieces] == [
+        (0, 64, True),
+        (64, 64, True),
+        (128, 64, False),
+        (192, 40, False),
+    ]
+    tensors = messages.unpack(job.tensors, frames)
+    arenas, second = bench.pools.store.arenas, bench.pools.row(0).segments[1]
+    assert torch.equal(tensors[2], torch.stack([a.read(second.unit, 64).centroids for a in arenas]))
+    assert await bench.answer(job, frames) == [(0, "")]
+    assert [(s.start, s.length) for s in bench.pools.row(0).segments] == [
+        (0, 64),
+        (64, 64),
+        (128, 64),
+        (192, 40),
+    ]
+
+
+async def test_refresh_after_refresh_follows_the_context(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.pools.admit(0)
+    bench.pools.prefill(0, 40)
+    for version in range(2, 6):
+        bench.decode(0, INTERVAL)
+        assert await bench.answer(*await bench.job()) == [(0, "")]
+        row = bench.pools.row(0)
+        assert row.version == version
+        assert row.clustered_length == bench.pools.lengths[0]
+    assert bench.refresher.published == 4
+
+
+async def test_a_request_with_nothing_to_cluster_does_not_ask(make_bench: MakeBench) -> None:
+    bench = make_bench(interval=8)
+    bench.pools.admit(0)
+    bench.decode(0, 31)
+    assert bench.refresher.requested == 0
+    bench.decode(0, 1)
+    await bench.job()
+    assert bench.refresher.requested == 1
+
+
+async def test_one_refresh_at_a_time(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job, frames = await asked(bench)
+    bench.decode(0, 3 * INTERVAL)
+    assert bench.refresher.requested == 1
+    assert await bench.answer(job, frames) == [(0, "")]
+    # It is long overdue: the next step asks, for all that has come since.
+    bench.decode(0, 1)
+    job, frames = await bench.job()
+    assert job.tail == 3 * INTERVAL + 1
+    assert await bench.answer(job, frames) == [(0, "")]
+
+
+async def test_steps_of_several_requests_are_counted_apart(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    for slot in (0, 1):
+        bench.pools.admit(slot)
+        bench.pools.prefill(slot, 104)
+    bench.decode(0, INTERVAL)
+    bench.decode(1, INTERVAL)
+    first, second = await bench.job(), await bench.job()
+    assert await bench.answer(*second) == [(1, "")]
+    assert await bench.answer(*first) == [(0, "")]
+
+
+async def test_request_ended(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    bench.pools.store.release(0)
+    assert await bench.answer(*job) == [(0, "request_ended")]
+
+
+async def test_request_ended_and_another_has_its_slot(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    context = bench.pools.context(0)
+    row = bench.pools.admit(0, context)
+    assert await bench.answer(*job) == [(0, "request_ended")]
+    assert (row.version, row.clustered_length) == (1, 104)
+    bench.decode(0, INTERVAL)
+    assert await bench.answer(*await bench.job()) == [(0, "")]
+
+
+async def test_index_changed(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    pools, row = bench.pools, bench.pools.row(0)
+    (other,) = pools.store.allocate([(64, pools.read_slots(0, 64, 104))], read_at=pools.clock.now)
+    pools.build([other])
+    pools.store.swap(0, row, row.segments[1:], [other])
+    assert await bench.answer(*job) == [(0, "index_changed")]
+    assert row.segments[1] is other
+
+
+async def test_index_changed_by_growth_alone(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench, prompt=128)  # nothing open, so nothing is replaced
+    bench.pools.prefill(0, 0)
+    assert bench.pools.row(0).clustered_length == 192
+    assert await bench.answer(*job) == [(0, "index_changed")]
+
+
+async def test_slots_moved(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    # The prefix cache has found the same token elsewhere and points the request there.
+    pools = bench.pools
+    old = int(pools.req_to_token[0, 130])
+    pools.req_to_token[0, 130] = pools.write(1)
+    pools.keys[:, int(pools.req_to_token[0, 130])] = pools.keys[:, old]
+    assert await bench.answer(*job) == [(0, "slots_moved")]
+
+
+async def test_slots_rewritten(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    bench.pools.clock.tick(bench.pools.req_to_token[0, 120:121].long())
+    assert await bench.answer(*job) == [(0, "slots_rewritten")]
+
+
+async def test_slots_before_the_refreshed_part_may_move(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    pools = bench.pools
+    old = int(pools.req_to_token[0, 3])
+    pools.req_to_token[0, 3] = pools.write(1)
+    pools.keys[:, int(pools.req_to_token[0, 3])] = pools.keys[:, old]
+    assert await bench.answer(*job) == [(0, "")]
+
+
+@pytest.mark.parametrize("tensor", range(10))
+async def test_invalid_result_is_not_published(make_bench: MakeBench, tensor: int) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    before = list(bench.pools.row(0).segments)
+    units = bench.pools.store.units_used
+
+    def spoil(tensors: list[torch.Tensor]) -> None:
+        tensors[tensor].view(-1)[0] = -1 if tensors[tensor].dtype in (torch.int16, torch.int32) else torch.nan
+
+    assert await bench.answer(*job, spoil) == [(0, "invalid_result")]
+    assert bench.pools.row(0).segments == before
+    assert bench.pools.store.units_used == units
+
+
+@pytest.mark.parametrize(
+    ("spec", "frame"),
+    [
+        (messages.TensorSpec("float32", (3,)), bytes(8)),
+        (messages.TensorSpec("no such type", (2,)), bytes(8)),
+        (messages.TensorSpec("float32", (2,)), bytes(8)),
+    ],
+    ids=["size", "dtype", "count"],
+)
+async def test_bytes_that_are_no_result_do_not_harm(
+    make_bench: MakeBench, spec: messages.TensorSpec, frame: bytes
+) -> None:
+    bench = make_bench()
+    job, _ = await asked(bench)
+    reply = RefreshReply(job.job_id, tensors=(spec,))
+    assert await bench.reply(reply, [np.frombuffer(frame, np.uint8)]) == [(0, "invalid_result")]
+
+
+async def test_an_answer_that_nobody_waits_for_is_ignored(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    job = await asked(bench)
+    await bench.hub.reply(0, RefreshReply(999, error="busy"), [])
+    assert await bench.answer(*job) == [(0, "")]
+    assert not bench.refresher.dropped
+
+
+async def test_index_memory(make_bench: MakeBench) -> None:
+    # 2 units hold the prompt, 1 is left; old and new are needed at once.
+    bench = make_bench(units=3)
+    job = await asked(bench)
+    assert await bench.answer(*job) == [(0, "index_memory")]
+    assert bench.pools.row(0).clustered_length == 104
+
+
+async def test_table_full(make_bench: MakeBench) -> None:
+    bench = make_bench(columns=2)
+    job = await asked(bench)
+    assert await bench.answer(*job) == [(0, "table_full")]
+    assert bench.pools.row(0).version == 1
+
+
+@pytest.mark.parametrize("error", ["busy", "timeout", "actor_died", "actor_error", "no_actor"])
+async def test_a_failure_is_counted_and_tried_again_sooner(make_bench: MakeBench, error: str) -> None:
+    bench = make_bench()
+    job, _ = await asked(bench)
+    assert await bench.reply(RefreshReply(job.job_id, error=error)) == [(0, error)]
+    assert bench.refresher.dropped == {error: 1}
+    bench.decode(0, INTERVAL // 4 - 1)
+    assert bench.refresher.requested == 1
+    bench.decode(0, 1)
+    job, frames = await bench.job()
+    assert job.tail == INTERVAL + INTERVAL // 4
+    assert await bench.answer(job, frames) == [(0, "")]
+    assert bench.pools.row(0).clustered_length == 104 + INTERVAL + INTERVAL // 4
