@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from tactic.service.launch import Deployment, read_state
@@ -107,6 +108,43 @@ def test_what_runs(shell: Shell) -> None:
     status = shell.json("status")
     assert status["frontends"] == [{"address": shell.address, "serving": True}]
     assert "serving" in shell("status").stdout
+
+
+def test_a_conversation_at_a_terminal(shell: Shell) -> None:
+    (shell.directory / "text.txt").write_text(TEXT)
+    arguments = ["--address", shell.address, "chat", "--session", "talk", "--max-tokens", "20000"]
+    terminal = pexpect.spawn(
+        COMMAND[0],
+        [*COMMAND[1:], *arguments],
+        cwd=str(shell.directory),
+        env={**ENVIRONMENT, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(40, 120),
+    )
+    try:
+        terminal.expect("creating session talk")
+        terminal.expect(">")
+        terminal.send("/session\r")
+        terminal.expect("0 tokens, 0 turns")
+        terminal.send("/file text.txt\r")
+        terminal.expect("tokens appended")
+        terminal.send("/file none.txt\r")
+        terminal.expect("cannot read none.txt")
+        terminal.send("go on for ever\r")
+        # The first words of the answer come on the line after the echo of the question.
+        terminal.expect("for ever.*\n.*[^\\s\x1b]")
+        terminal.sendintr()
+        terminal.expect("stopped; what was said so far stays")
+        terminal.send("/session\r")
+        terminal.expect(r"[\d,]+ tokens, 1 turns")
+        terminal.send("/quit\r")
+        terminal.expect("go on with: tactic chat --session talk")
+        terminal.expect(pexpect.EOF)
+    finally:
+        terminal.close()
+    assert terminal.exitstatus == 0
+    shell("session", "delete", "talk")
 
 
 def test_up_status_chat_down(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ class RedisSettings(_Section):
 
     url: Annotated[str, AfterValidator(_redis_url)] = ""
     """URL of a Redis or Valkey server; empty starts an embedded one in state_dir. Also TACTIC_REDIS_URL."""
-    appendfsync: Literal["everysec", "always"] = "everysec"
-    """Embedded server: `everysec` survives the death of any process, `always` also that of the machine."""
+    appendfsync: Literal["everysec", "always"] = "always"
+    """Embedded server: `always` loses nothing acknowledged; `everysec` is faster and may lose two seconds."""
 
 
 class EngineSettings(_Section):
