@@ -182,6 +182,7 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
             work.scale,
             partial=runner.partial,
             partial_lse=runner.partial_lse,
+            splits=runner.splits,
             out=torch.empty_like(layer.q),
             lse=torch.empty(layer.q.shape[:2], device="cuda"),
         )

@@ -1,6 +1,7 @@
 """The decode chain on a GPU: fixed shapes, no host sync, fit for CUDA graphs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ from tactic.kernels.selection.triton import find_cuts, find_fit_cuts
 from tactic.kernels.sparse_decode.triton import sparse_decode_triton
 from tactic.kernels.union.triton import Reads, unite_cuts
 
+_Buffers = TypeVar("_Buffers", StepPlan, Scores, Reads)
 _FIT = Fit()
+_READERS = 16  # programs that share sinks and tail
+_MOST_SPLITS = 64
+_LEAST_SPLITS = 16  # so that one long list in a large batch is shared out, too
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,12 @@ class DecodeRunner:
 
     Attributes:
         cluster_size: of the arenas.
-        splits: programs that share the work of a (request, KV head) pair.
+        processors: multiprocessors of the device.
         fit: settings of that estimator; None saves the launches of its kernels.
     """
 
     cluster_size: int
-    splits: int
+    processors: int
     fit: Fit | None
     step: StepPlan
     scores: Scores
@@ -76,18 +81,18 @@ class DecodeRunner:
             processors: multiprocessors of the device, for sharing out the work.
             fit: settings of the estimator `fit`; None if no request will use it.
         """
-        splits = max(1, min(64, 2 * processors // (batch * kv_heads)))
         step = StepPlan.create(
             batch=batch, segments=segments, context=context, cluster_size=cluster_size, device=device
         )
         clusters = step.rows.shape[1]
+        parts = query_heads * max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
 
         def fp32(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float32, device=device)
 
         return cls(
             cluster_size=cluster_size,
-            splits=splits,
+            processors=processors,
             fit=fit,
             step=step,
             scores=Scores.create(
@@ -95,7 +100,7 @@ class DecodeRunner:
                 query_heads=query_heads,
                 kv_heads=kv_heads,
                 clusters=clusters,
-                readers=max(1, splits // 4),
+                readers=_READERS,
                 device=device,
             ),
             marks=create_marks(batch, query_heads, device),
@@ -105,8 +110,27 @@ class DecodeRunner:
             ),
             indices=torch.zeros(batch * kv_heads * context, dtype=torch.int32, device=device),
             indptr=torch.zeros(batch * kv_heads + 1, dtype=torch.int32, device=device),
-            partial=fp32(batch, query_heads, splits, head_dim),
-            partial_lse=fp32(batch, query_heads, splits),
+            partial=fp32(parts, head_dim),
+            partial_lse=fp32(parts),
+        )
+
+    @property
+    def splits(self) -> int:
+        """Programs that share the work of a (request, KV head) pair."""
+        batch, kv_heads = self.reads.lengths.shape
+        return _splits(batch, kv_heads, self.processors)
+
+    def shrink(self, batch: int) -> "DecodeRunner":
+        """A runner for fewer requests in the same memory; only one of the two may be in use at a time."""
+        pairs = batch * self.reads.lengths.shape[1]
+        return replace(
+            self,
+            step=_head(self.step, batch),
+            scores=_head(self.scores, batch),
+            reads=_head(self.reads, batch),
+            marks=self.marks[:batch],
+            cuts=self.cuts[:batch],
+            indptr=self.indptr[: pairs + 1],
         )
 
     def plan(
@@ -145,6 +169,7 @@ class DecodeRunner:
             scale,
             partial=self.partial,
             partial_lse=self.partial_lse,
+            splits=self.splits,
             out=out,
             lse=lse,
         )
@@ -200,3 +225,12 @@ class DecodeRunner:
             sinks=sinks,
             writers=self.splits,
         )
+
+
+def _splits(batch: int, kv_heads: int, processors: int) -> int:
+    return max(_LEAST_SPLITS, min(_MOST_SPLITS, 2 * processors // (batch * kv_heads)))
+
+
+def _head(buffers: _Buffers, batch: int) -> _Buffers:
+    """The first `batch` entries of every array."""
+    return type(buffers)(*(getattr(buffers, field.name)[:batch] for field in fields(buffers)))

@@ -106,6 +106,8 @@ def _plan(
     kind = tl.load(estimator + slot)
     reads_all = (tl.load(dense + slot) != 0) | (wanted >= 1) | (covered < least_clustered)
     reads_all |= (kind < FIRST) | (kind >= END)
+    # A padded batch repeats a request slot with a length of its own.
+    reads_all |= covered > tl.load(request_lens + request)
     if segment == 0:
         tl.store(slots + request, slot)
         tl.store(seq_lens + request, tl.load(request_lens + request).to(tl.int32))

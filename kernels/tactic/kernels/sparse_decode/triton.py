@@ -9,6 +9,7 @@ from torch import Tensor
 from tactic.kernels.ranking.triton import load_group
 
 _TOKENS = 64
+_STAGES = 5  # rows are behind indices: this keeps two tiles of keys and values in flight
 
 
 def sparse_decode_triton(
@@ -21,6 +22,7 @@ def sparse_decode_triton(
     *,
     partial: Tensor,
     partial_lse: Tensor,
+    splits: int,
     out: Tensor,
     lse: Tensor,
 ) -> None:
@@ -33,14 +35,14 @@ def sparse_decode_triton(
         indices: int32, rows `slot_id * H + h`.
         indptr: `[B * H + 1]` int32.
         scale: of the logits.
-        partial: `[B, Hq, splits, d]` fp32, workspace.
-        partial_lse: `[B, Hq, splits]` fp32, workspace.
+        partial: `[≥ B * Hq * splits, d]` fp32, workspace.
+        partial_lse: `[≥ B * Hq * splits]` fp32, workspace.
+        splits: parts that each list is cut into at most.
         out: `[B, Hq, d]`, filled.
         lse: `[B, Hq]` fp32, filled.
     """
     batch, query_heads, dim = q.shape
     heads = k_pool.shape[1]
-    splits = partial_lse.shape[2]
     block_d = max(16, triton.next_power_of_2(dim))
     _attend[(batch * heads, splits)](
         q,
@@ -58,6 +60,7 @@ def sparse_decode_triton(
         D=block_d,
         TOKENS=_TOKENS,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_stages=_STAGES,
     )
     _merge[(batch * query_heads,)](
         partial, partial_lse, out, lse, dim, splits, SPLITS=triton.next_power_of_2(splits), D=block_d

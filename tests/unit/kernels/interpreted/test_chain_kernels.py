@@ -1,5 +1,6 @@
 """The decode chain's kernels against the definition."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from tactic.kernels.ranking import rank
 from tactic.kernels.sparse_decode import sparse_decode
 
 Maker = Callable[..., "Scene"]  # noqa: F821  # the type lives in conftest
-MIXED = [([300, 130], 70), ([], 40), ([100], 1), ([65], 0)]
+MIXED = [([300, 130], 70), ([], 40), ([65], 0)]
 CENTROID = estimator_id("centroid")
 
 
@@ -90,6 +91,41 @@ def test_reading_everything_equals_dense(make_scene: Maker, device: str, how: st
     assert (runner.reads.lengths.cpu() == scene.seq_lens[:, None]).all()
 
 
+def test_a_padded_batch_does_not_use_another_requests_index(make_scene: Maker, device: str) -> None:
+    """Graphs are padded with some slot and a length of 1 or 0."""
+    scene = make_scene([([300], 30)])
+    options = scene.options(threshold=0.6, estimator=CENTROID)
+    expected = scene.decode(options)
+    padded = dataclasses.replace(
+        scene,
+        q=scene.q.repeat(3, 1, 1),
+        request_slots=scene.request_slots.repeat(3),
+        seq_lens=torch.tensor([0, 330, 1], dtype=torch.int64),
+    )
+    runner, out, _ = run(padded, options, device)
+    assert runner.reads.lengths.tolist() == [[0, 0], expected.read[0].tolist(), [1, 1]]
+    torch.testing.assert_close(out[1], expected.out[0], rtol=1e-4, atol=1e-5)
+    assert (out[0] == 0).all()
+
+
+def test_a_runner_serves_smaller_batches_in_its_memory(make_scene: Maker, device: str) -> None:
+    scene = make_scene([([300], 30), ([100], 2)])
+    options = scene.options(threshold=0.6, estimator=CENTROID)
+    expected = scene.decode(options)
+    large, _, _ = run(scene, options, device)
+    runner = large.shrink(1)
+    there = scene.to(device)
+    device_options = DecodeOptions.create(
+        len(scene.table.count), threshold=0.6, estimator=CENTROID, device=device
+    )
+    device_options = dataclasses.replace(device_options, min_clustered=64)
+    runner.plan(there.table, device_options, there.request_slots[1:], there.seq_lens[1:])
+    pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
+    result, _ = runner.run(there.q[1:], *pools, scale=there.scale, sinks=16)
+    torch.testing.assert_close(result.out.cpu(), expected.out[1:], rtol=1e-4, atol=1e-5)
+    assert runner.indices.data_ptr() == large.indices.data_ptr()
+
+
 def test_a_batch_mixes_options(make_scene: Maker, device: str) -> None:
     scene = make_scene([([300], 30)] * 3, dim=24)
     options = scene.options(threshold=0.9, estimator=CENTROID)
@@ -123,7 +159,7 @@ def test_the_lists_are_attended_as_defined(make_scene: Maker, device: str) -> No
 
 def test_fit_finds_what_the_definition_finds(make_scene: Maker, device: str) -> None:
     """Samples are whole clusters here and single ranks there, so the cuts differ a little."""
-    scene = make_scene([([600], 20), ([200], 5), ([450], 100)], dim=8, cluster_size=16)
+    scene = make_scene([([600], 20), ([200], 5), ([450], 100)], heads=1, dim=8, cluster_size=16)
     options = scene.options(threshold=0.8, estimator=estimator_id("fit"), sinks=4)
     options.estimator[scene.request_slots[2]] = CENTROID
     expected = scene.decode(options, measure=True)
