@@ -1,4 +1,4 @@
-"""Checkpoints in files under 16 MB: the bf16 weights are what is shipped, the bf16 optimizer state resumes training."""
+"""Checkpoints in files under 16 MB, all bf16: weights to ship, optimizer state to resume from."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def resume(directory: Path, model: Llama, optimizer: Optimizer | None) -> int:
 
 
 def describe(directory: Path, config: ModelConfig, codec: Codec) -> None:
-    """Adds config, tokenizer, chat template and generation settings, which make it a Hugging Face checkpoint."""
+    """Adds config, tokenizer, chat template and generation settings: a whole Hugging Face checkpoint."""
     begin, end = codec.begin, codec.end
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": codec.tokenizer.token_to_id(PAD)}
     fields = {**config.to_huggingface(), **ids, "torch_dtype": "bfloat16"}
@@ -78,7 +78,7 @@ def _write(directory: Path, stem: str, tensors: dict[str, Tensor], step: int) ->
             room = _FILE_BYTES
         shards[-1][name] = tensor.to("cpu", torch.bfloat16).contiguous()
         room -= size
-    placed = {}
+    placed: dict[str, str] = {}
     for old in directory.glob(f"{stem}-*.safetensors"):
         old.unlink()
     for number, shard in enumerate(shards, 1):

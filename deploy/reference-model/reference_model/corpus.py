@@ -70,7 +70,7 @@ def prepare(books: Path, out: Path) -> None:
     if HELD_OUT not in names or len(names) < 2:
         raise FileNotFoundError(f"{books} must hold {HELD_OUT}.txt.xz and other books as *.txt.xz")
     texts = {
-        name: lzma.open(path, "rt", encoding="utf-8").read() for name, path in zip(names, paths, strict=True)
+        name: lzma.decompress(path.read_bytes()).decode() for name, path in zip(names, paths, strict=True)
     }
     out.mkdir(parents=True, exist_ok=True)
     print(
@@ -111,7 +111,7 @@ def load(data: Path, codec: Codec, held_out: bool = False) -> Corpus:
 
 
 def _source(name: str, tokens: NDArray[np.uint16], vocabulary: list[str]) -> Source:
-    """Finds sentence starts from the spelling of each token and its predecessor (Ġ is a space, Ċ a newline)."""
+    """Finds sentence starts from the spelling of a token and its predecessor (Ġ is a space, Ċ a newline)."""
     stops = np.array([bool(re.search(r"[.!?](âĢĿ)?$", token)) for token in vocabulary])
     breaks = np.array([token.endswith("ĊĊ") for token in vocabulary])
     opens = np.array([token.startswith("Ġ") for token in vocabulary])

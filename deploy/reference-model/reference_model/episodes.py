@@ -1,7 +1,7 @@
 """Tasks: what is planted in a text, and what is asked about it.
 
-The tasks follow the published definitions of RULER (arXiv 2404.06654, section 3): needles with one or many keys,
-values and queries, variable tracking, common and frequent words, questions over stated facts.
+The tasks follow the published definitions of RULER (arXiv 2404.06654, section 3): needles with one or many
+keys, values and queries, variable tracking, common and frequent words, questions over stated facts.
 """
 
 from collections import Counter
@@ -38,8 +38,8 @@ class Episode:
     """Sentences to plant, in this order, and the turns about them.
 
     `fill` says what surrounds them: a book, dull repeated sentences, or nothing.
-    `quotes` sentences of the surrounding text are asked for as well; at the end the text is to be continued by
-    `continued` tokens.
+    `quotes` sentences of the surrounding text are asked for as well; at the end the text is to be continued
+    by `continued` tokens.
     """
 
     planted: list[str]

@@ -1,10 +1,12 @@
 """What a model recalls, by task and context length, and its perplexity by depth, on the held-out book.
 
-An answer counts as right if every one of its tokens, the end token included, is the model's first choice after the right
-ones before it: that is, if greedy decoding writes exactly the expected answer. `turns` questions share one context.
+An answer counts as right if every one of its tokens, the end token included, is the model's first choice
+after the right ones before it: that is, if greedy decoding writes exactly the expected answer. `turns`
+questions share one context; the right answers to the earlier ones stand before the later ones.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from math import exp
 from pathlib import Path
 from random import Random
@@ -67,10 +69,7 @@ class Evaluator:
             tokens, positions, _ = _stack([built], self.device)
             total += self.model.token_losses(tokens, positions, self.dtype)
         edges = [edge for edge in DEPTHS if edge <= length]
-        return {
-            f"{low}-{high}": exp(float(total[low:high].mean()) / rows)
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
-        }
+        return {f"{low}-{high}": exp(float(total[low:high].mean()) / rows) for low, high in pairwise(edges)}
 
 
 def _stack(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """A Llama with grouped-query attention, written for fast training in plain PyTorch.
 
-Everything but attention works on a flat list of tokens, so that one compiled graph serves every context length.
+Everything but attention works on a flat list of tokens, so one compiled graph serves every context length.
 Parameter names are those of `LlamaForCausalLM`.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _before_attention(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     h = _rms_norm(x, norm, eps)
-    q, k, v = (F.linear(h, w.to(h.dtype)).unflatten(-1, (-1, dim)) for w in (wq, wk, wv))
+    q, k, v = (F.linear(h, w.to(h.dtype)).view(len(h), -1, dim) for w in (wq, wk, wv))
     return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
 
@@ -131,10 +131,11 @@ class Llama(nn.Module):
         self.config = config
         self.model = _Trunk(config)
         self.attention = attention
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
         wrap = torch.compile(dynamic=False) if compiled else _same
-        self._before, self._after, self._losses = map(
-            wrap, (_before_attention, _after_attention, _token_losses)
-        )
+        self._before: Callable[..., tuple[Tensor, Tensor, Tensor]] = wrap(_before_attention)
+        self._after: Callable[..., Tensor] = wrap(_after_attention)
+        self._losses: Callable[..., Tensor] = wrap(_token_losses)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -157,7 +158,7 @@ class Llama(nn.Module):
         exponents = torch.arange(0, c.head_dim, 2, device=tokens.device, dtype=torch.float64) / c.head_dim
         angles = positions.reshape(-1, 1, 1).double() * c.rope_theta**-exponents
         cos, sin = angles.cos().float(), angles.sin().float()
-        x = self.model.embed_tokens(tokens.reshape(-1)).to(dtype)
+        x: Tensor = self.model.embed_tokens(tokens.reshape(-1)).to(dtype)
         for layer in self.layers():
             a, m = layer.self_attn, layer.mlp
             qkv = self._before(
@@ -169,8 +170,8 @@ class Llama(nn.Module):
                 attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = self._after(
                 x, attended.transpose(1, 2).reshape(x.shape[0], -1), a.o_proj.weight,
-                layer.post_attention_layernorm.weight, m.gate_proj.weight, m.up_proj.weight, m.down_proj.weight,
-                c.rms_norm_eps,
+                layer.post_attention_layernorm.weight, m.gate_proj.weight, m.up_proj.weight,
+                m.down_proj.weight, c.rms_norm_eps,
             )  # fmt: skip
         return x
 

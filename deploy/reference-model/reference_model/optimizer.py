@@ -1,7 +1,7 @@
 """Muon for the matrices, AdamW for embeddings and norms.
 
-Muon (Jordan et al. 2024) steps along the orthogonalised momentum; the scale 0.2·√max(rows, columns) gives its updates
-the size of AdamW's (Liu et al., arXiv 2502.16982, eq. 4), so both share one learning rate.
+Muon (Jordan et al. 2024) steps along the orthogonalised momentum; the scale 0.2·√max(rows, columns) gives its
+updates the size of AdamW's (Liu et al., arXiv 2502.16982, eq. 4), so both share one learning rate.
 """
 
 from collections import defaultdict
@@ -52,7 +52,7 @@ class Optimizer:
             p.grad = None
 
     def _muon(self, names: list[str], rate: float) -> None:
-        parameters = [self.matrices[name] for name in names]
+        parameters: list[Tensor] = [self.matrices[name] for name in names]
         grads = [p.grad for p in parameters if p.grad is not None]
         momenta = [self.state[f"{name}.m"] for name in names]
         torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
@@ -69,7 +69,7 @@ class Optimizer:
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     """[batch, rows ≤ columns] → nearly U·Vᵀ of each, by a quintic Newton–Schulz iteration in bf16."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    y = x.bfloat16()
+    y: Tensor = x.bfloat16()
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = y @ y.mT

@@ -1,6 +1,7 @@
 """Training rows: a task laid out as tokens, with what each token counts for in the loss and its position."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -171,7 +172,7 @@ class RowBuilder:
         places = source.starts(start, start + max(room, 64), paragraphs=False)
         spans = [
             (first, last)
-            for first, last in zip(places[:-1], places[1:], strict=True)
+            for first, last in pairwise(places)
             if _SENTENCE_TOKENS[0] <= last - first <= _SENTENCE_TOKENS[1]
         ]
         turns = []

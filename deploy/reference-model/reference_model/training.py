@@ -35,7 +35,6 @@ class Run:
     seed: int = 1
     report: int = 100
     attention: str = "cudnn"
-    config: ModelConfig = ModelConfig()
 
 
 def train(run: Run) -> Llama:
@@ -47,7 +46,7 @@ def train(run: Run) -> Llama:
     attention: Callable[[], AbstractContextManager[Any]] = nullcontext
     if cuda:
         attention = partial(sdpa_kernel, ATTENTION[run.attention])
-    model = Llama(run.config, compiled=cuda, attention=attention)
+    model = Llama(ModelConfig(), compiled=cuda, attention=attention)
     model.to("cuda" if cuda else "cpu")
     optimizer = Optimizer(model)
     first = 0
@@ -61,7 +60,7 @@ def train(run: Run) -> Llama:
     while step < schedule.steps and time.monotonic() - began < run.seconds:
         batch = next(batches)
         loss, losses = _losses(model, batch, schedule.text_weight)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step(schedule.rate(step))
         report.add(step, batch, losses)
         step += 1
