@@ -37,6 +37,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServiceServicer):
     worker_id: str
     die_after: int | None = None
     """Tokens of a request after which it breaks the stream off, once."""
+    dies_before_its_last_word: bool = False
+    """All tokens come, but not that they are all."""
     refuse: grpc.StatusCode | None = None
     end_after: int | None = None
     """Tokens after which it generates the token that ends a turn."""
@@ -92,6 +94,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServiceServicer):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        if self.dies_before_its_last_word:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "dead as told")
         usage = types_pb2.Usage(prompt_tokens=len(request.token_ids), prefix_tokens_reused=7)
         yield worker_pb2.GenerateResponse(finished=worker_pb2.GenerateFinished(reason=reason, usage=usage))
 

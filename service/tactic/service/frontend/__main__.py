@@ -23,7 +23,10 @@ async def serve(settings: Settings) -> None:
     front_end = FrontEnd(settings)
     address = await front_end.start()
     print(json.dumps({"event": "listening", "address": address}), flush=True)
-    await stopping.wait()
+    failure, stop = asyncio.create_task(front_end.failure()), asyncio.create_task(stopping.wait())
+    await asyncio.wait([failure, stop], return_when=asyncio.FIRST_COMPLETED)
+    if failure.done():
+        await failure
     logging.getLogger(__name__).info("stopping; running turns have %g s", settings.frontend.shutdown_grace_s)
     await front_end.stop()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -33,8 +32,6 @@ from tactic.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-
-log = logging.getLogger(__name__)
 
 KEEPALIVE_MS = 20_000
 
@@ -132,11 +129,12 @@ class FrontEnd:
             asyncio.create_task(self._supervisor.watch(), name="watch the supervisor"),
             asyncio.create_task(self._load.keep(), name="keep the load"),
         ]
-        # A front end without one of these serves nobody: end it where it can be seen.
-        for task in self._background:
-            task.add_done_callback(_complain)
         await self._server.start()
         return f"{own.host}:{port}"
+
+    async def failure(self) -> None:
+        """Waits for ever; raises what has ended a background task, without which nobody is served."""
+        await asyncio.gather(*self._background)
 
     async def stop(self) -> None:
         """Lets running turns finish, up to the grace; leaves longer ones to be resumed elsewhere."""
@@ -160,8 +158,3 @@ class FrontEnd:
             for service in (OVERALL_HEALTH, *self._services):
                 await self._health.set(service, status)
             await self._table.wait_update()
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("%s has ended: %s", task.get_name(), error, exc_info=error)

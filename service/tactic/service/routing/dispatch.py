@@ -55,6 +55,11 @@ class Job:
         """Tokens that may still be generated."""
         return self.sampling.max_tokens - len(self.generated)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last token ends the output."""
+        return bool(self.generated) and self.generated[-1] in self.stop_ids
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -83,8 +88,10 @@ class Dispatcher:
             NoWorkerError: no worker is ready, or was again in time after one died.
             WorkerRefusedError: the worker does not take the request.
         """
-        table, full = self._router.table, set[str]()
-        while True:
+        table, full, lost = self._router.table, set[str](), False
+        while job.left > 0 and not job.ended:
+            if lost:
+                await table.wait_ready(self._wait_s)
             tokens = len(job.prompt) + len(job.generated)
             async with self._router.assign(tokens, "turn", preferred=job.worker, without=full) as assignment:
                 worker = assignment.worker
@@ -100,19 +107,16 @@ class Dispatcher:
                     generated = len(job.generated)
                     log.warning("worker %s was lost after %d tokens: %s", worker.worker_id, generated, error)
                     table.suspect(worker)
+                    lost = True
                 except grpc.aio.AioRpcError as error:
                     # Its queue is full; another's may not be.
                     full.add(worker.worker_id)
                     others = {other.worker_id for other in table.ready()} - full
                     if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or not others:
                         raise WorkerRefusedError(worker.worker_id, error) from error
-                    continue
-            if not job.left:
-                # Only the last word was lost.
-                finished = worker_pb2.GenerateFinished(reason=types_pb2.FINISH_REASON_LENGTH)
-                yield worker_pb2.GenerateResponse(finished=finished)
-                return
-            await table.wait_ready(self._wait_s)
+        # All there is to generate was there already: only the worker's last word was lost.
+        reason = types_pb2.FINISH_REASON_STOP if job.ended else types_pb2.FINISH_REASON_LENGTH
+        yield worker_pb2.GenerateResponse(finished=worker_pb2.GenerateFinished(reason=reason))
 
     async def prefill(self, prompt: array[int], preferred: str) -> str:
         """Has a worker compute and keep a prompt's KV cache and index; returns its id.

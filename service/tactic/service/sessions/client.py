@@ -12,6 +12,8 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 # Covers the restart of an embedded server; what is retried is idempotent.
 RETRIES = 6
+# Each client that follows a turn of another front end holds one.
+CONNECTIONS = 2000
 
 
 class RedisClient(Protocol):
@@ -39,4 +41,4 @@ class RedisClient(Protocol):
 def connect(url: str) -> RedisClient:
     """Makes a client for redis://, rediss:// or unix:// URLs; it connects at its first command."""
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), RETRIES, (ConnectionError, TimeoutError))
-    return cast(RedisClient, Redis.from_url(url, retry=retry))
+    return cast(RedisClient, Redis.from_url(url, retry=retry, max_connections=CONNECTIONS))

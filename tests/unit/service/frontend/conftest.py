@@ -120,6 +120,13 @@ class System:
             await front.ready()
         return front
 
+    async def nothing_left(self) -> None:
+        """Waits until no request is counted as load, or placed on a worker: none may be forgotten there."""
+        async with asyncio.timeout(20):
+            for front_end in (front.front_end for front in self.fronts):
+                while front_end._load._mine or front_end._router._assignments:
+                    await asyncio.sleep(0.005)
+
     def prompt(self, text: str, tail: str = "", turns: int = 0) -> list[int]:
         return list(self.template.prompt(tail, turns, [{"role": "user", "content": text}]))
 
@@ -147,6 +154,8 @@ def make_system(redis_url: str, checkpoint: Path) -> Any:
         finally:
             for front in system.fronts:
                 await front.channel.close()
+            await system.nothing_left()
+            for front in system.fronts:
                 await front.front_end.stop()
             await system.supervisor.server.stop(None)
             for worker in workers:

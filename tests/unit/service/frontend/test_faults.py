@@ -41,6 +41,20 @@ async def test_turn_goes_on_at_another_worker(make_system: Any, die_after: int) 
             assert (await front.get(session)).worker_id == "w1"
 
 
+@pytest.mark.parametrize(("end_after", "tokens"), [(None, 8), (3, 3)])
+async def test_last_word_of_a_worker_is_not_needed(
+    make_system: Any, end_after: int | None, tokens: int
+) -> None:
+    worker = ScriptedWorker("w0", end_after=end_after, dies_before_its_last_word=True)
+    async with make_system(worker) as system:
+        front = await system.front()
+        frames = await front.answer(await front.session())
+        assert tokens_of(frames) == continuation(system.prompt("Hi"), 8)[:tokens]
+        reason = types_pb2.FINISH_REASON_STOP if end_after else types_pb2.FINISH_REASON_LENGTH
+        assert frames[-1].finished.reason == reason
+        assert len(worker.requests) == 1
+
+
 async def test_turn_waits_for_its_only_worker_to_come_back(make_system: Any) -> None:
     worker = ScriptedWorker("w0", die_after=3)
     async with make_system(worker) as system:

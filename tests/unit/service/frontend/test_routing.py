@@ -16,6 +16,8 @@ async def test_session_stays_with_its_worker_and_idle_ones_take_turns(make_syste
         for _ in range(3):
             for session in sessions:
                 await front.answer(session)
+                # The load is taken back just after the last frame.
+                await system.nothing_left()
         assert [len(worker.requests) for worker in workers] == [6, 6]
         for session in sessions:
             home = (await front.get(session)).worker_id

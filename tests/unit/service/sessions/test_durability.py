@@ -1,8 +1,8 @@
 """What was acknowledged survives the death of the server's process.
 
-That takes `appendfsync always`. With `everysec` the server puts off writing its file while a sync is under way, up
-to two seconds, and answers all the same: killed then, it loses what it has acknowledged, as this test shows on a
-busy disk.
+That takes `appendfsync always`. With `everysec` the server puts off writing its file while a sync is under
+way, up to two seconds, and answers all the same: killed then, it loses what it has acknowledged, as this test
+shows on a busy disk.
 """
 
 import asyncio

@@ -107,6 +107,17 @@ def test_useless_template_is_refused_at_start(
         ChatTemplate(with_template(tokenizer, source, tmp_path, byte_level_dir))
 
 
+def test_template_may_mark_answers_and_ask_for_tools(
+    tokenizer: TextTokenizer, tmp_path: Path, byte_level_dir: Path
+) -> None:
+    source = (
+        "{% if tools is not none %}tools{% endif %}{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+    marked = with_template(tokenizer, source, tmp_path, byte_level_dir)
+    assert spell(marked, ChatTemplate(marked).prompt("assistant", 1, [user("b")])) == "[b]"
+
+
 def test_tiny_checkpoint_has_a_template(tiny_dir: Path) -> None:
     tokenizer = TextTokenizer(tiny_dir)
     template = ChatTemplate(tokenizer)
