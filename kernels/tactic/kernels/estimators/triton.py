@@ -24,8 +24,8 @@ _MEMBERS = 16
 
 
 def create_marks(batch: int, query_heads: int, device: torch.device | str) -> Tensor:
-    """`[B, Hq, 5, 2]` fp32: for each marked rank, lowest and upper score of an interval with its cluster."""
-    return torch.zeros(batch, query_heads, _MARKS, 2, dtype=torch.float32, device=device)
+    """`[B, Hq, 5]` fp32: scores of the clusters at the last exact rank and at the ends of either window."""
+    return torch.zeros(batch, query_heads, _MARKS, dtype=torch.float32, device=device)
 
 
 def sample(
@@ -127,8 +127,8 @@ def score_range(logits, count, CLUSTERS: tl.constexpr):
 def in_marks(logit, marks):
     """Whether clusters of these scores hold an exact rank, a rank of the first window, of the second."""
     exact = logit >= tl.load(marks)
-    first = (logit < tl.load(marks + 3)) & (logit >= tl.load(marks + 4))
-    second = (logit < tl.load(marks + 7)) & (logit >= tl.load(marks + 8))
+    first = (logit <= tl.load(marks + 1)) & (logit >= tl.load(marks + 2))
+    second = (logit <= tl.load(marks + 3)) & (logit >= tl.load(marks + 4))
     return exact, first, second
 
 
@@ -161,13 +161,12 @@ def _mark(
     count = tl.load(clusters + request)
     if (count == 0) | (tl.load(estimator + request) != FIT):
         return
-    marks += (row * MARKS + mark) * 2
+    marks += row * MARKS + mark
     length = tl.load(clustered + request)
     ranks = length - tl.minimum(length, SINKS)
     exact = tl.ceil(exact_fraction * ranks).to(tl.int32)
     if ranks <= exact + 2 * WINDOW:  # sampling would read everything: all is exact, the windows are empty
         tl.store(marks, tl.where(mark == 0, -float("inf"), float("inf")))
-        tl.store(marks + 1, float("inf"))
         return
     at = tl.where(mark < 3, first_window, second_window)
     begin = tl.floor(at * ranks + 0.5).to(tl.int32) - WINDOW // 2
@@ -191,8 +190,12 @@ def _mark(
         enough = tl.max(tl.where(above >= target, way, 0))
         low += step * enough
         high = low + step
-    tl.store(marks, low)
-    tl.store(marks + 1, high)
+    found = float("inf")
+    for first in range(0, count, CLUSTERS):
+        cluster = first + tl.arange(0, CLUSTERS)
+        logit = tl.load(logits + cluster, mask=cluster < count, other=-float("inf"))
+        found = tl.minimum(found, tl.min(tl.where(logit >= low, logit, float("inf"))))
+    tl.store(marks, found)
 
 
 @triton.jit
@@ -238,7 +241,7 @@ def _sample(
         cluster = block * CLUSTERS + tl.arange(0, CLUSTERS)
         inside = cluster < count
         logit = tl.load(logits + row * most + cluster, mask=inside, other=-float("inf"))
-        exact, first_window, second_window = in_marks(logit, marks + row * MARKS * 2)
+        exact, first_window, second_window = in_marks(logit, marks + row * MARKS)
         wanted = (exact | first_window | second_window) & inside
         size = tl.load(sizes + pair * most + cluster, mask=wanted, other=0)
         longest = tl.max(size)

@@ -182,7 +182,7 @@ def _fit_cut(
     logits += row.to(tl.int64) * most
     log_mass += row.to(tl.int64) * most
     sizes += pair.to(tl.int64) * most
-    marks += row * MARKS * 2
+    marks += row * MARKS
     reader = tl.arange(0, READERS)
     parts = tl.load(attended + row * readers + reader, mask=reader < readers, other=-float("inf"))
 
@@ -210,8 +210,8 @@ def _fit_cut(
         exact_ranks += tl.sum(tl.where(exact, size, 0))
         ranks1 += tl.sum(tl.where(window1, size, 0))
         ranks2 += tl.sum(tl.where(window2, size, 0))
-        before1 += tl.sum(tl.where(logit >= tl.load(marks + 3), size, 0))
-        before2 += tl.sum(tl.where(logit >= tl.load(marks + 7), size, 0))
+        before1 += tl.sum(tl.where(logit > tl.load(marks + 1), size, 0))
+        before2 += tl.sum(tl.where(logit > tl.load(marks + 3), size, 0))
         exact_mass += tl.sum(tl.where(exact, weight, 0.0))
         mass1 += tl.sum(tl.where(window1, weight, 0.0))
         mass2 += tl.sum(tl.where(window2, weight, 0.0))
