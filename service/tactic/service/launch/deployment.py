@@ -14,6 +14,7 @@ from tactic.service.config import Settings, render_toml
 from tactic.service.launch import preflight
 from tactic.service.launch.errors import LaunchError
 from tactic.service.launch.health import Progress, wait_for_workers, wait_until_serving
+from tactic.service.launch.interrupts import interrupts_deferred
 from tactic.service.launch.process import Process, terminate
 from tactic.service.launch.redis_server import RedisServer
 from tactic.service.launch.state import DeploymentState, ProcessState, read_state, remove_state
@@ -150,9 +151,11 @@ class _Launch:
 
     def _start_redis(self) -> str:
         self.progress("starting the embedded Redis server")
-        server = RedisServer.start(self.state_dir, self.settings.redis.appendfsync)
-        self._add(server.process)
+        with interrupts_deferred():
+            server = RedisServer.spawn(self.state_dir, self.settings.redis.appendfsync)
+            self._add(server.process)
         self._record(redis_url=server.url)
+        server.wait_until_loaded()
         return server.url
 
     def _start_supervisor(self, spec: supervisor_pb2.DeploymentSpec) -> Process:
@@ -160,7 +163,9 @@ class _Launch:
         file = self.state_dir / "deployment-spec.json"
         file.write_text(json_format.MessageToJson(spec), encoding="utf-8")
         command = [sys.executable, "-m", "tactic.workers", "--spec", str(file)]
-        supervisor = self._add(Process.spawn("supervisor", command, self.logs, grace_s=SUPERVISOR_GRACE_S))
+        with interrupts_deferred():
+            supervisor = Process.spawn("supervisor", command, self.logs, grace_s=SUPERVISOR_GRACE_S)
+            self._add(supervisor)
         self._record(supervisor_address=supervisor.listening_address(LISTEN_TIMEOUT_S))
         return supervisor
 
@@ -171,9 +176,9 @@ class _Launch:
             config = self._frontend_config(number, redis_url, supervisor_address)
             command = [sys.executable, "-m", "tactic.service.frontend"]
             grace = self.settings.frontend.shutdown_grace_s + FRONTEND_EXTRA_GRACE_S
-            frontends.append(
-                self._add(Process.spawn(f"frontend-{number}", command, self.logs, config, grace))
-            )
+            with interrupts_deferred():
+                frontends.append(Process.spawn(f"frontend-{number}", command, self.logs, config, grace))
+                self._add(frontends[-1])
         addresses = [frontend.listening_address(LISTEN_TIMEOUT_S) for frontend in frontends]
         self._record(addresses=addresses)
         return frontends
@@ -193,10 +198,9 @@ class _Launch:
         file.write_text(render_toml(resolved), encoding="utf-8")
         return file
 
-    def _add(self, process: Process) -> Process:
+    def _add(self, process: Process) -> None:
         self.processes.append(process)
         self._record(processes=[each.state for each in self.processes])
-        return process
 
     def _record(self, **changes: object) -> None:
         """Keeps the state file in step, so that `tactic down` can end a launch that was killed."""

@@ -30,11 +30,23 @@ class RedisServer:
     def start(cls, state_dir: Path, appendfsync: str = "always") -> "RedisServer":
         """Starts the server on the data in `state_dir`/redis and waits until it has loaded them.
 
-        `always` syncs the file before it acknowledges. With `everysec` the server may put off even writing
-        while a sync is under way, and acknowledges all the same: killed then, it loses up to two seconds.
-
         Raises:
             LaunchError: if the server ends or does not answer; carries the end of its log.
+        """
+        server = cls.spawn(state_dir, appendfsync)
+        try:
+            server.wait_until_loaded()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    @classmethod
+    def spawn(cls, state_dir: Path, appendfsync: str = "always") -> "RedisServer":
+        """Starts the server and does not wait for it.
+
+        `always` syncs the file before it acknowledges. With `everysec` the server may put off even writing
+        while a sync is under way, and acknowledges all the same: killed then, it loses up to two seconds.
         """
         data, logs = state_dir.resolve() / "redis", state_dir.resolve() / "logs"
         data.mkdir(parents=True, exist_ok=True)
@@ -53,16 +65,10 @@ class RedisServer:
         command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
-        process = Process.spawn("redis", command, logs)
-        server = cls(process, f"unix://{socket}?db=0")
-        try:
-            server._wait_until_loaded()
-        except BaseException:
-            server.stop()
-            raise
-        return server
+        return cls(Process.spawn("redis", command, logs), f"unix://{socket}?db=0")
 
-    def _wait_until_loaded(self) -> None:
+    def wait_until_loaded(self) -> None:
+        """Raises LaunchError, with the end of its log, if the server ends or does not answer in time."""
         deadline = time.monotonic() + START_TIMEOUT_S
         with redis.Redis.from_url(self.url) as client:
             while time.monotonic() < deadline:
