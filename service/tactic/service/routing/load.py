@@ -56,11 +56,12 @@ class LoadBook:
 
     async def discharge(self, request_id: str) -> None:
         """Takes a charge back. If Redis cannot be reached, it runs out by itself."""
-        self._mine.discard(request_id)
         try:
             await self._redis.hdel(LOAD_KEY, request_id)
         except RedisError as error:
             log.warning("load of request %s stays until it runs out: %s", request_id, error)
+        finally:
+            self._mine.discard(request_id)
 
     async def count(self, kind: Kind) -> int:
         """Returns how many requests of this kind all front ends have running."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -95,10 +96,13 @@ class Router:
             finally:
                 self._assignments.discard(assignment)
         finally:
-            await self._load.discharge(request_id)
+            # To its end, though a cancelled request ends here too.
+            await asyncio.shield(self._keep(self._load.discharge(request_id)))
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Takes back what is still charged, and closes all connections."""
+        if self._closing:
+            await asyncio.wait(self._closing)
         for channel in self._channels.values():
             await channel.close(grace=None)
 
@@ -114,6 +118,11 @@ class Router:
                 assignment.lose()
         addresses = {worker.address for worker in self.table.workers.values()}
         for address in self._channels.keys() - addresses:
-            task = asyncio.create_task(self._channels.pop(address).close(grace=1.0))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._keep(self._channels.pop(address).close(grace=1.0))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Starts `work` and holds on to it, for nobody else does."""
+        task = asyncio.create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
