@@ -98,12 +98,15 @@ def dense_calls(work: Workload) -> list[Callable[[], object]]:
     ]
 
 
-def measure(name: str, estimator: str, threshold: float) -> Row:
-    """One case: speed of every stage, and what was reached."""
+def workload(name: str) -> Workload:
     context, batch, layers, structured = CASES[name]
-    work = build(
-        context=context, batch=batch, layers=layers, structured=structured, tail=min(1024, context // 2)
-    )
+    tail = min(1024, context // 2)
+    return build(context=context, batch=batch, layers=layers, structured=structured, tail=tail)
+
+
+def measure(name: str, work: Workload, estimator: str, threshold: float) -> Row:
+    """One case: speed of every stage, and what was reached."""
+    batch, context = work.req_to_token.shape
     first = work.layers[0]
     query_heads, dim = first.q.shape[1:]
     heads = first.k_pool.shape[1]
@@ -308,10 +311,14 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     arguments = parser.parse_args()
     rows = []
+    work, built = None, ""
     for name, estimator in product(arguments.cases, arguments.estimators):
-        row = measure(name, estimator, arguments.threshold)
+        if name != built:
+            work = None  # before the next one is built
+            torch.cuda.empty_cache()
+            work, built = workload(name), name
+        row = measure(name, work, estimator, arguments.threshold)
         rows.append(asdict(row))
-        torch.cuda.empty_cache()
         print(
             f"{name:22} {estimator:8} dense {row.dense_us:7.1f} us  chain {row.chain_us:7.1f} us"
             f"  {row.speedup:5.2f} x"
