@@ -15,6 +15,9 @@ from tactic.workers.sglang.device import DEVICE_VARIABLE, engine_device
 CPU_KV_TOKENS = 262_144
 CPU_PREFILL_CHUNK = 4096
 
+RESERVED_POSITIONS = 8
+"""Positions of the context, and tokens of the KV pool, that SGLang does not give to any request."""
+
 
 def backend_config(spec: DeploymentSpec, link: str) -> BackendConfig:
     """The attention backend's settings. Fields that are not set take their defaults.
@@ -32,10 +35,9 @@ def backend_config(spec: DeploymentSpec, link: str) -> BackendConfig:
 
 def describe_model(spec: EngineSpec, config: dict[str, Any]) -> Model:
     """What clients are told of the checkpoint whose config.json is `config`."""
-    limit = int(config.get("max_position_embeddings") or 0)
     return Model(
         name=spec.model_name or Path(spec.model_path).resolve().name,
-        context_length=spec.context_length or limit,
+        context_length=_context_length(spec, config),
         vocabulary_size=int(config["vocab_size"]),
         random_weights=spec.random_weights or bool(config.get("tactic_random_weights")),
     )
@@ -63,7 +65,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     Raises:
         UnsupportedError: a setting, or the checkpoint, can't be served.
     """
-    check_checkpoint(spec.model_path)
+    context_length = _context_length(spec, check_checkpoint(spec.model_path))
     device = engine_device()
     if device == "cpu" and spec.tensor_parallel > 1:
         raise UnsupportedError("engine.tensor_parallel: the CPU platform runs one rank; use 1")
@@ -80,6 +82,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "log_level": "info",
         "tp_size": spec.tensor_parallel or 1,
         "page_size": 1,
+        "context_length": context_length + RESERVED_POSITIONS,
         "random_seed": spec.random_seed,
         "dtype": spec.dtype or "auto",
         "kv_cache_dtype": spec.kv_cache_dtype or "auto",
@@ -87,7 +90,6 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     if spec.random_weights:
         arguments["load_format"] = "dummy"
     optional = {
-        "context_length": spec.context_length,
         "max_total_tokens": spec.max_total_tokens,
         "mem_fraction_static": spec.mem_fraction_static,
         "max_running_requests": spec.max_running_requests,
@@ -107,3 +109,11 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         if spec.max_running_requests:
             arguments["cuda_graph_max_bs_decode"] = spec.max_running_requests
     return arguments
+
+
+def _context_length(spec: EngineSpec, config: dict[str, Any]) -> int:
+    """Most positions of a request: as asked for, or the checkpoint's own limit."""
+    limit = spec.context_length or int(config.get("max_position_embeddings") or 0)
+    if not limit:
+        raise UnsupportedError("engine.context_length: the checkpoint names no limit; give one")
+    return limit

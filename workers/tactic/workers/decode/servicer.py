@@ -60,8 +60,6 @@ class WorkerServicer(WorkerServiceServicer):
         hello = hub.hellos[0]
         self._kv_tokens = hello.kv_tokens
         self._index_bytes = sum(h.index_bytes for h in hub.hellos.values())
-        # SGLang keeps a few positions of the context for itself.
-        self._limit = min(model.context_length, hello.kv_tokens - 8)
 
     async def Describe(
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -93,7 +91,7 @@ class WorkerServicer(WorkerServiceServicer):
         """Generates until a stop token, max_tokens or the end of the context."""
         try:
             self._check_prompt(request.request_id, request.token_ids)
-            room = self._limit - len(request.token_ids)
+            room = self.model.context_length - len(request.token_ids)
             parameters = sampling_parameters(request.sampling, room=room, seed=secrets.randbits(31))
             parameters["stop_token_ids"] = list(request.stop_token_ids)
             parameters["custom_params"] = tactic_parameters(request.tactic)
@@ -169,7 +167,9 @@ class WorkerServicer(WorkerServiceServicer):
         return attention_stats(await self._hub.take_reports(request_id, stays))
 
     def _check_prompt(self, request_id: str, token_ids: Any) -> None:
-        check_prompt(request_id, token_ids, vocabulary=self.model.vocabulary_size, limit=self._limit)
+        check_prompt(
+            request_id, token_ids, vocabulary=self.model.vocabulary_size, limit=self.model.context_length
+        )
 
     async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], error: InvalidRequestError) -> None:
         await errors.refuse(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from tactic.v1.admin_pb2 import WorkerStats
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
 from tactic.workers.decode.engine import (
+    RESERVED_POSITIONS,
     backend_config,
     describe_model,
     engine_arguments,
@@ -25,6 +27,8 @@ from tactic.workers.decode.servicer import WorkerServicer
 from tactic.workers.refresh.dispatcher import RefreshDispatcher
 from tactic.workers.sglang.checks import check_checkpoint
 from tactic.workers.sglang.device import engine_device
+
+logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 64 * 2**20
 HELLO_TIMEOUT_S = 30.0
@@ -69,7 +73,7 @@ class DecodeWorker:
         # Blocks this actor's event loop while the engine starts, which SGLang's constructor needs.
         engine = sglang.Engine(**arguments)
         try:
-            await hub.wait_hello(HELLO_TIMEOUT_S)
+            hellos = await hub.wait_hello(HELLO_TIMEOUT_S)
         except TimeoutError as error:
             engine.shutdown()
             raise RuntimeError(
@@ -79,6 +83,10 @@ class DecodeWorker:
             ) from error
 
         model = describe_model(engine_spec, check_checkpoint(engine_spec.model_path))
+        room = min(hello.kv_tokens for hello in hellos) - RESERVED_POSITIONS
+        if room < model.context_length:
+            logger.warning("the KV cache limits the context of %d to %d", model.context_length, room)
+            model.context_length = room
         device = torch.cuda.get_device_name() if engine_device() == "cuda" else "cpu"
         servicer = WorkerServicer(self._worker_id, engine, hub, model, device)
         server = grpc.aio.server(

@@ -119,6 +119,8 @@ class CompiledAttention(SparseAttention):
         super().__init__(pool, req_to_token, arenas, table, options)
         self._query_heads = query_heads
         self._processors = processors
+        # Of the largest batch so far, whose memory the smaller ones share.
+        self._whole: DecodeRunner | None = None
         self._runners: dict[int, list[DecodeRunner]] = {}
         self._read: dict[int, torch.Tensor] = {}
         self._current: list[DecodeRunner] = []
@@ -153,17 +155,19 @@ class CompiledAttention(SparseAttention):
         arena = self.arenas[0]
         heads, _, dim = arena.centroids.shape
         device = arena.centroids.device
-        runner = DecodeRunner.create(
-            batch=batch,
-            query_heads=self._query_heads,
-            kv_heads=heads,
-            head_dim=dim,
-            context=self.req_to_token.shape[1],
-            segments=self.table.unit.shape[1],
-            cluster_size=arena.cluster_size,
-            device=device,
-            processors=self._processors,
-        )
+        if self._whole is None or batch > len(self._whole.cuts):
+            self._whole = DecodeRunner.create(
+                batch=batch,
+                query_heads=self._query_heads,
+                kv_heads=heads,
+                head_dim=dim,
+                context=self.req_to_token.shape[1],
+                segments=self.table.unit.shape[1],
+                cluster_size=arena.cluster_size,
+                device=device,
+                processors=self._processors,
+            )
+        runner = self._whole.shrink(batch)
         read = torch.zeros(len(self.arenas), batch, heads, dtype=torch.int32, device=device)
         self._read[batch] = read
         self._runners[batch] = [
