@@ -11,6 +11,7 @@ from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec, IndexSpe
 from tactic.workers.config import VARIABLE, BackendConfig
 from tactic.workers.decode.engine import (
     CPU_KV_TOKENS,
+    RESERVED_POSITIONS,
     backend_config,
     describe_model,
     engine_arguments,
@@ -44,7 +45,8 @@ def test_defaults_on_the_cpu(spec: EngineSpec) -> None:
         "max_total_tokens": CPU_KV_TOKENS,
     }
     assert expected.items() <= arguments.items()
-    assert "context_length" not in arguments
+    # The checkpoint's own limit, and what the engine keeps for itself.
+    assert arguments["context_length"] == 131072 + RESERVED_POSITIONS
     assert "load_format" not in arguments
 
 
@@ -62,7 +64,7 @@ def test_what_is_set_reaches_the_engine(spec: EngineSpec) -> None:
     )
     expected = {
         "dtype": "bfloat16",
-        "context_length": 4096,
+        "context_length": 4096 + RESERVED_POSITIONS,
         "max_total_tokens": 9000,
         "max_running_requests": 3,
         "chunked_prefill_size": 512,
@@ -82,6 +84,17 @@ def test_a_missing_checkpoint_is_named(spec: EngineSpec) -> None:
     spec.model_path = "/nowhere"
     with pytest.raises(UnsupportedError, match=r"engine.model_path.*/nowhere"):
         engine_arguments(spec)
+
+
+def test_a_checkpoint_without_a_limit_needs_one(spec: EngineSpec, tmp_path: Path) -> None:
+    config = json.loads((Path(spec.model_path) / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec.model_path = str(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"engine\.context_length"):
+        engine_arguments(spec)
+    spec.context_length = 100
+    assert engine_arguments(spec)["context_length"] == 100 + RESERVED_POSITIONS
 
 
 def test_an_empty_spec_takes_every_default() -> None:

@@ -1,0 +1,69 @@
+"""The KV prefix and its index are found again: by a second turn, a fork, another session."""
+
+from typing import Any
+
+import pytest
+from turns import EVERYTHING, attention, chat, complete, greedy, prompt, text, until, usage
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+CONTEXT, ANSWER = 5000, 20
+SEGMENT, MIN_PIECE = 2048, 256
+"""Of the shared deployment: positions clustered together, and the fewest that are."""
+
+
+async def test_a_second_turn_computes_and_clusters_only_what_is_new(stack: Any) -> None:
+    session = (await stack.client.create_session()).session_id
+    await stack.client.append_context(session, text(CONTEXT, seed=1), prefill=False)
+    first = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
+    assert usage(first).prefix_tokens_reused < 64
+    assert attention(first).tokens_index_reused == 0
+    clustered = attention(first).tokens_clustered
+    assert usage(first).prompt_tokens - MIN_PIECE < clustered <= usage(first).prompt_tokens
+
+    message = text(700, seed=2)
+    second = await chat(stack.client, session, message, EVERYTHING, ANSWER)
+    log = usage(first).prompt_tokens + ANSWER
+    new = usage(second).prompt_tokens - log
+    assert len(message) <= new < len(message) + 100
+    assert usage(second).prefix_tokens_reused >= log - 1
+    assert attention(second).tokens_index_reused == clustered
+    # The first turn's tail and answer, and the new message.
+    assert new <= attention(second).tokens_clustered <= new + (log - clustered)
+
+
+async def test_a_fork_shares_prefix_and_index(stack: Any) -> None:
+    parent = (await stack.client.create_session()).session_id
+    await stack.client.append_context(parent, text(CONTEXT, seed=3), prefill=False)
+    first = await chat(stack.client, parent, "What is this?", EVERYTHING, ANSWER)
+    log = usage(first).prompt_tokens + ANSWER
+    fork = (await stack.client.fork_session(parent)).session_id
+    answers = [await chat(stack.client, name, "And that?", EVERYTHING, ANSWER) for name in (fork, parent)]
+    assert answers[0].token_ids == answers[1].token_ids
+    for answer in answers:
+        assert usage(answer).prefix_tokens_reused >= log - 1
+        assert attention(answer).tokens_index_reused >= attention(first).tokens_clustered
+        assert attention(answer).tokens_clustered <= usage(answer).prompt_tokens - log + MIN_PIECE
+
+
+async def test_another_request_on_the_prefix_finds_its_whole_segments(stack: Any) -> None:
+    shared = prompt(2 * SEGMENT + 500, seed=4)
+    await complete(stack.client, shared, EVERYTHING, greedy(4))
+    own = shared[: 2 * SEGMENT + 100] + prompt(600, seed=5)
+    answer = await complete(stack.client, own, EVERYTHING, greedy(4))
+    assert usage(answer).prefix_tokens_reused == 2 * SEGMENT + 100
+    assert attention(answer).tokens_index_reused == 2 * SEGMENT
+    assert attention(answer).tokens_clustered == len(own) - 2 * SEGMENT - 1
+
+
+async def test_prefill_of_an_appended_context_is_the_turns_prefix(stack: Any) -> None:
+    session = (await stack.client.create_session()).session_id
+    before = sum(w.stats.tokens_clustered for w in (await until(stack.client, bool)).values())
+    await stack.client.append_context(session, text(CONTEXT, seed=6), prefill=True)
+    # Its last position is clustered by whoever reads it.
+    await until(
+        stack.client, lambda now: sum(w.stats.tokens_clustered for w in now.values()) >= before + CONTEXT - 1
+    )
+    answer = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
+    assert usage(answer).prefix_tokens_reused >= CONTEXT - 1
+    assert attention(answer).tokens_index_reused >= CONTEXT - MIN_PIECE
