@@ -78,6 +78,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServiceServicer):
             for i in range(request.sampling.max_tokens):
                 if i == self.die_after:
                     self.die_after = None
+                    self.restarts += 1
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "dead as told")
                 if self.gate is not None:
                     await self.gate.acquire()

@@ -97,6 +97,9 @@ def _guarded(method: Method, *, streams: bool = False) -> Any:
                     return await method(_readable(request) if streams else _accept(request), context)
             except TimeoutError:
                 raise _deadline_exceeded() from None
+        except grpc.aio.InternalError:
+            # A frame could not be written: the client has gone, before the cancellation came through.
+            raise asyncio.CancelledError from None
         except Exception as error:
             told = translate(error)
             if told is None:

@@ -11,6 +11,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import grpc
+
 from tactic.service.frontend.errors import Code, ServiceError, Violation
 from tactic.service.frontend.generation import FrameStream
 from tactic.service.frontend.model import ServedModel
@@ -262,7 +264,8 @@ class Turns:
                         worker = job.worker
                         await self._sessions.set_worker(session_id, worker)
                     await send(frame)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            # The client has gone: told by cancellation, or by a frame that could not be written.
             await self._finish(self._interrupt(run))
             raise
         except SessionError:
