@@ -82,6 +82,7 @@ class Demo:
         console.print()
         questions = {"first": first, "second": second, "first, dense": dense}
         console.print(comparison({**questions, "story": story, "story, dense": dense_story}))
+        console.print("[dim]measuring the attention share slows the questions; the story runs without[/]")
         console.print(f"KV read per layer, first question: {shares(first)}")
         console.print(f"KV read per layer, story: {shares(story)}")
         console.print("\n[bold]What happened[/]")

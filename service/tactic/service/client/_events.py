@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from tactic.v1 import generation_pb2 as pb
 from tactic.v1.types_pb2 import AttentionStats, FinishReason, TokenLogprob, Usage
 
+# Tokens may arrive several in a frame: over fewer than these, a rate means nothing.
+FEWEST_FOR_RATE = 8
+
 
 @dataclass(frozen=True)
 class TurnStarted:
@@ -109,6 +112,6 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens a second after the first ones arrived; None if there were no others."""
+        """Tokens a second after the first ones arrived; None if too few followed to tell."""
         later = len(self.token_ids) - self._first_tokens
-        return later / self.decode_s if later and self.decode_s else None
+        return later / self.decode_s if later >= FEWEST_FOR_RATE and self.decode_s else None

@@ -34,7 +34,12 @@ async def events(
     patience = Patience(timeouts.reconnect)
     seen = 0
     while True:
-        call = open_stream(seen, None if deadline is None else max(0.0, deadline - loop.time()))
+        left = None if deadline is None else deadline - loop.time()
+        if left is not None and left <= 0:
+            raise DeadlineExceededError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the turn did not end within {timeouts.turn} s"
+            )
+        call = open_stream(seen, left)
         try:
             while (frame := await _next_frame(call, timeouts.silence)) is not None:
                 patience.renew()

@@ -1,5 +1,6 @@
 """A front end that fails on cue: a real gRPC server whose connections break where a test says."""
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Flaky(
     failures: list[tuple[object, ...]] = field(default_factory=list)
     # Frames, or chunks, that pass before each failure.
     pass_first: int = 0
+    # The frame after which nothing comes any more.
+    stall_after: int = 10
     # Whether a failing call has its effect all the same.
     lose_answer: bool = False
     names: set[str] = field(default_factory=set)
@@ -122,6 +125,8 @@ class Flaky(
         for seq in range(after + 1, 11):
             if seq - after > self.pass_first:
                 await self._fail(context)
+            if seq > self.stall_after:
+                await asyncio.Event().wait()
             frame = generation_pb2.GenerationFrame(seq=seq, turn_id=turn_id)
             if seq == 1:
                 frame.started.prompt_tokens = 7
