@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from redis.exceptions import RedisError
 
-from tactic.service.routing import NoWorkerError, WorkerRefusedError
+from tactic.service.routing import NoWorkerError, WorkerRefusedError, WorkersLostError
 from tactic.service.sessions import (
     AppendOpenError,
     LeaseLostError,
@@ -148,6 +148,8 @@ def translate(error: Exception) -> ServiceError | None:
             )
         case NoWorkerError():
             return ServiceError(Code.UNAVAILABLE, "NO_WORKER", message, retry_s=RETRY_S)
+        case WorkersLostError():
+            return ServiceError(Code.INTERNAL, "WORKERS_LOST", message)
         case WorkerRefusedError():
             return _from_worker(error)
         case RedisError():

@@ -51,6 +51,8 @@ class _Run:
     turn: Turn
     output: array[int]
     """Token ids that clients may have seen."""
+    recording: asyncio.Task[None] | None = None
+    """Makes a frame durable, also while the turn is being cancelled."""
 
 
 class Turns:
@@ -122,7 +124,7 @@ class Turns:
             log.info(
                 "turn %s of session %s was left behind after %d tokens", turn_id, session_id, len(run.output)
             )
-            await self._turns.end(run.lease, run.turn, run.output, last_frame=None)
+            await self._interrupt(run)
 
     async def settled(self, begin: Callable[[], Awaitable[Result]], session_id: str) -> Result:
         """Calls `begin`, and again after settling a turn that was left behind and is in its way."""
@@ -209,7 +211,7 @@ class Turns:
             known = await self._sessions.read_log(session)
             prompt = known[: run.turn.start] + run.turn.prompt
         except BaseException:
-            await self._finish(self._interrupt(run))
+            await asyncio.shield(self._keep(self._interrupt(run)))
             raise
         seq = frames[-1].seq if frames else 0
         unseen = [frame for frame in frames if frame.seq > seen]
@@ -255,40 +257,55 @@ class Turns:
                 async for frame in frames:
                     if frame.HasField("finished"):
                         last = frame.seq, frame.SerializeToString()
-                        ending = self._turns.end(run.lease, run.turn, run.output, last_frame=last)
-                        await self._finish(ending)
+                        await asyncio.shield(
+                            self._keep(self._turns.end(run.lease, run.turn, run.output, last_frame=last))
+                        )
                     else:
-                        await self._turns.record(run.lease, frame.seq, frame.SerializeToString())
-                        run.output.extend(frame.delta.token_ids)
+                        run.recording = self._keep(self._record(run, frame))
+                        await asyncio.shield(run.recording)
                     if job.worker != worker:
                         worker = job.worker
                         await self._sessions.set_worker(session_id, worker)
                     await send(frame)
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # The client has gone: told by cancellation, or by a frame that could not be written.
-            await self._finish(self._interrupt(run))
+            await asyncio.shield(self._keep(self._interrupt(run)))
             raise
         except SessionError:
             # The session is deleted or another front end has the turn: nothing is left to write.
             raise
         except Exception:
             failed_at_once = not run.output and run.turn.end == run.turn.start
-            await self._finish(self._turns.drop(run.lease) if failed_at_once else self._interrupt(run))
+            await asyncio.shield(
+                self._keep(self._turns.drop(run.lease) if failed_at_once else self._interrupt(run))
+            )
             raise
+
+    async def _record(self, run: _Run, frame: Frame) -> None:
+        await self._turns.record(run.lease, frame.seq, frame.SerializeToString())
+        run.output.extend(frame.delta.token_ids)
 
     async def _interrupt(self, run: _Run) -> None:
         """Puts what was acknowledged into the log. The turn may be resumed until the session goes on."""
+        if run.recording is not None:
+            await asyncio.wait([run.recording])
         try:
             await self._turns.end(run.lease, run.turn, run.output, last_frame=None)
         except SessionError as error:
             log.info("turn %s needs no interruption: %s", run.lease.holder_id, error)
 
-    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does `work` to its end, even if the caller is cancelled meanwhile."""
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Starts what has to be done to its end, whether or not its caller waits for it."""
         task = asyncio.create_task(work)
         self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        await asyncio.shield(task)
+        task.add_done_callback(self._kept)
+        return task
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        # Whoever waits for it hears of it too; after a cancellation nobody does.
+        if not task.cancelled() and (error := task.exception()):
+            log.info("not written: %s", error)
 
     def _check_same(self, turn: Turn, digest: str) -> None:
         if turn.digest != digest:

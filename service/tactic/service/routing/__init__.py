@@ -1,6 +1,6 @@
 """Which decode worker serves what: the table of workers, their load, dispatch and re-routing."""
 
-from tactic.service.routing.dispatch import Dispatcher, Job, Placed, WorkerRefusedError
+from tactic.service.routing.dispatch import Dispatcher, Job, Placed, WorkerRefusedError, WorkersLostError
 from tactic.service.routing.load import LoadBook
 from tactic.service.routing.router import NoWorkerError, Router
 from tactic.service.routing.supervisor import Supervisor
@@ -16,4 +16,5 @@ __all__ = [
     "Supervisor",
     "WorkerRefusedError",
     "WorkerTable",
+    "WorkersLostError",
 ]

@@ -17,6 +17,8 @@ from tactic.worker.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
 
+MOST_LOSSES = 3
+
 
 class WorkerRefusedError(Exception):
     """A worker has refused the request, and another would too.
@@ -68,6 +70,13 @@ class Placed:
     worker_id: str
 
 
+class WorkersLostError(Exception):
+    """Several workers in a row died before this request got a token: it may be what kills them."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MOST_LOSSES} workers in a row were lost before this request got another token")
+
+
 class _WorkerLostError(Exception):
     """The worker died, or hung up in the middle."""
 
@@ -87,12 +96,14 @@ class Dispatcher:
         Raises:
             NoWorkerError: no worker is ready, or was again in time after one died.
             WorkerRefusedError: the worker does not take the request.
+            WorkersLostError: the request is not tried on yet another worker.
         """
-        table, full, lost = self._router.table, set[str](), False
+        table, full, losses = self._router.table, set[str](), 0
         while job.left > 0 and not job.ended:
-            if lost:
+            if losses:
                 await table.wait_ready(self._wait_s)
-            tokens = len(job.prompt) + len(job.generated)
+            before = len(job.generated)
+            tokens = len(job.prompt) + before
             async with self._router.assign(tokens, "turn", preferred=job.worker, without=full) as assignment:
                 worker = assignment.worker
                 job.worker = worker.worker_id
@@ -107,7 +118,9 @@ class Dispatcher:
                     generated = len(job.generated)
                     log.warning("worker %s was lost after %d tokens: %s", worker.worker_id, generated, error)
                     table.suspect(worker)
-                    lost = True
+                    losses = losses + 1 if generated == before else 1
+                    if losses == MOST_LOSSES:
+                        raise WorkersLostError from error
                 except grpc.aio.AioRpcError as error:
                     # Its queue is full; another's may not be.
                     full.add(worker.worker_id)
@@ -154,7 +167,8 @@ class Dispatcher:
                 raise
             raise _WorkerLostError("the supervisor has reported its death") from None
         except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.UNAVAILABLE:
+            # A worker that is being stopped cancels its streams.
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise
             raise _WorkerLostError(error.details()) from error
         finally:

@@ -41,6 +41,18 @@ async def test_turn_goes_on_at_another_worker(make_system: Any, die_after: int) 
             assert (await front.get(session)).worker_id == "w1"
 
 
+async def test_request_that_kills_its_workers_is_given_up(make_system: Any) -> None:
+    workers = [ScriptedWorker(f"w{i}", die_after=0) for i in range(4)]
+    async with make_system(*workers) as system:
+        front = await system.front()
+        session = await front.session()
+        refusal = await refused(drained(front.chat(session)))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.INTERNAL, "WORKERS_LOST")
+        assert len([worker for worker in workers if worker.requests]) == 3
+        now = await front.get(session)
+        assert (now.token_count, now.active_turn_id) == (0, "")
+
+
 @pytest.mark.parametrize(("end_after", "tokens"), [(None, 8), (3, 3)])
 async def test_last_word_of_a_worker_is_not_needed(
     make_system: Any, end_after: int | None, tokens: int
