@@ -95,6 +95,9 @@ _BY_CODE: dict[grpc.StatusCode, type[TacticError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
 }
 
+# What gRPC reports when a stream ends while a message is being written to it, before it knows the real status.
+WRITE_FAILED = "Internal error from Core"
+
 
 def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> TacticError:
     """Builds the typed exception of a failed call to `target` (host:port)."""
@@ -103,6 +106,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> TacticError:
     status = rpc_status.from_call(cast(grpc.Call, error))
     if status is None and code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(code, f"no front end answers at {target} ({error.details()})")
+    if code is grpc.StatusCode.INTERNAL and (error.details() or "").startswith(WRITE_FAILED):
+        return UnavailableError(grpc.StatusCode.UNAVAILABLE, f"the stream to {target} broke off")
     reason, metadata, violations, retry_after_s = "", {}, [], None
     for detail in status.details if status else ():
         if detail.Unpack(info := error_details_pb2.ErrorInfo()):

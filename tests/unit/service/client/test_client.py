@@ -2,6 +2,7 @@ import inspect
 import itertools
 from typing import Any
 
+import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
@@ -21,6 +22,7 @@ from tactic.service.client import (
     TurnStarted,
     UnavailableError,
 )
+from tactic.service.client._errors import from_rpc_error
 
 RETRYABLE = (code_pb2.UNAVAILABLE, "going away", error_details_pb2.ErrorInfo(reason="DRAINING"))
 TEXT = ("no gaps, nothing twice: é€😀 " * 100_000).encode()
@@ -175,3 +177,13 @@ async def test_a_turn_that_stalls_is_given_up(rig: Any, timeouts: Timeouts) -> N
     async with TacticClient(rig.address, timeouts) as client:
         with pytest.raises(DeadlineExceededError):
             await Answer.collect(client.chat("hello", session_id="s"))
+
+
+async def test_a_write_to_a_stream_that_has_ended_counts_as_a_broken_connection() -> None:
+    metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, metadata, metadata, details="Internal error from Core"
+    )
+    assert isinstance(from_rpc_error(error, "host:1"), UnavailableError)
+    other = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, metadata, metadata, details="a bug")
+    assert not isinstance(from_rpc_error(other, "host:1"), UnavailableError)
