@@ -95,7 +95,7 @@ _BY_CODE: dict[grpc.StatusCode, type[TacticError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
 }
 
-# What gRPC reports when a stream ends while a message is being written to it, before it knows the real status.
+# What gRPC reports when a stream ends under a write, before it knows the real status.
 WRITE_FAILED = "Internal error from Core"
 
 
