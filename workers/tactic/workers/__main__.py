@@ -66,10 +66,10 @@ def check(spec: DeploymentSpec) -> None:
 def start_ray(spec: DeploymentSpec) -> None:
     """Joins the Ray cluster of the spec, or starts one here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers must not inherit a device choice that was made for this process only.
-    environment = {"env_vars": {key: os.environ[key] for key in os.environ if key.startswith("TACTIC_")}}
     if spec.ray_address:
-        ray.init(address=spec.ray_address, runtime_env=environment, logging_level=logging.WARNING)
+        # A cluster that runs already does not have our environment.
+        own = {name: value for name, value in os.environ.items() if name.startswith("TACTIC_")}
+        ray.init(address=spec.ray_address, runtime_env={"env_vars": own}, logging_level=logging.WARNING)
     else:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
 
