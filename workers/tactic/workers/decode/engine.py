@@ -48,7 +48,7 @@ def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
     if spec.device not in ("", "auto"):
         os.environ[DEVICE_VARIABLE] = spec.device
     if engine_device() == "cpu":
-        # SGLang compiles its seeded sampler with Triton, which needs a GPU.
+        # SGLang compiles its seeded sampler for a GPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if spec.threads:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)

@@ -13,6 +13,7 @@ import torch
 from tactic.workers.config import BackendConfig
 from tactic.workers.index.memory import IndexShape
 from tactic.workers.sglang.device import engine_device
+from tactic.workers.sglang.native_hash import murmur_hash32
 from tactic.workers.sglang.runtime import TacticRuntime
 
 BACKEND = "tactic"
@@ -41,6 +42,7 @@ def register() -> None:
         # SGLang asks by the backend's name, in modules that keep their own reference.
         for module in ("mem_cache.allocation", "model_executor.forward_batch_info"):
             hooks[f"{module}.support_triton"] = (_no_triton, HookType.REPLACE)
+        hooks["layers.sampler.murmur_hash32"] = (murmur_hash32, HookType.REPLACE)
     for target, (hook, kind) in hooks.items():
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)
 
