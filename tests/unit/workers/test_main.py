@@ -40,6 +40,8 @@ def run(monkeypatch: pytest.MonkeyPatch, file: Path) -> int:
         ("index", {"segmentSize": 1000}, "segment_size"),
         ("index", {"threshold": 1.5}, "threshold"),
         ("refresh", {"enabled": True, "interval": 4096}, "refresh.interval = 4096 must not exceed"),
+        ("refresh", {"placement": "colocated"}, "refresh.placement"),
+        ("refresh", {"placement": "dedicated"}, "refresh.placement"),
         ("engine", {"noSuchField": 1}, "noSuchField"),
     ],
 )

@@ -24,6 +24,7 @@ from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.worker.v1.supervisor_pb2_grpc import add_SupervisorServiceServicer_to_server
 from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
 from tactic.workers.sglang.checks import UnsupportedError
+from tactic.workers.sglang.device import engine_device
 from tactic.workers.supervisor.servicer import SupervisorServicer
 from tactic.workers.supervisor.supervisor import Supervisor
 
@@ -54,13 +55,17 @@ def check(spec: DeploymentSpec) -> None:
     """Finds what can't work before anything is started.
 
     Raises:
-        UnsupportedError: the engine's part.
+        UnsupportedError: the engine's part, and placements.
         pydantic.ValidationError: the index's and the refresh's part.
     """
     prepare_environment(spec.engine, backend_config(spec, link=""))
     engine_arguments(spec.engine)
     if not spec.decode_workers:
         raise UnsupportedError("decode_workers: at least one is needed")
+    if spec.refresh.placement == "colocated":
+        raise UnsupportedError("refresh.placement: 'colocated' is not available yet; use 'cpu' or 'dedicated'")
+    if spec.refresh.placement == "dedicated" and engine_device() == "cpu":
+        raise UnsupportedError("refresh.placement: 'dedicated' needs GPUs; use 'cpu'")
 
 
 def start_ray(spec: DeploymentSpec) -> None:

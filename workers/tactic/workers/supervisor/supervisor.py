@@ -29,6 +29,7 @@ from tactic.workers.supervisor.entry import WorkerEntry
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+STOP_S = 10.0
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -77,8 +78,9 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         stops = [entry.handle.stop.remote() for entry in self._decode if entry.handle is not None]
-        if stops:
-            await asyncio.wait([asyncio.ensure_future(_await(ref)) for ref in stops], timeout=10)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*(_await(ref) for ref in stops), return_exceptions=True)
         for entry in (*self._decode, *self._clustering):
             if entry.handle is not None:
                 ray.kill(entry.handle)
