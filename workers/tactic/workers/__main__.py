@@ -63,7 +63,7 @@ def check(spec: DeploymentSpec) -> None:
     if not spec.decode_workers:
         raise UnsupportedError("decode_workers: at least one is needed")
     if spec.refresh.placement == "colocated":
-        raise UnsupportedError("refresh.placement: 'colocated' is not available yet; use 'cpu' or 'dedicated'")
+        raise UnsupportedError("refresh.placement: 'colocated' is not there yet; use 'cpu' or 'dedicated'")
     if spec.refresh.placement == "dedicated" and engine_device() == "cpu":
         raise UnsupportedError("refresh.placement: 'dedicated' needs GPUs; use 'cpu'")
 
