@@ -1,4 +1,4 @@
-"""Hatch build hook: generates the gRPC stubs beside the .proto files, for wheels and editable installs alike."""
+"""Hatch build hook: generates the gRPC stubs beside the .proto files, for wheels and editable installs."""
 
 from importlib import resources
 from pathlib import Path

@@ -126,5 +126,7 @@ class Conversation:
 
 
 def _print_now(text: str) -> None:
-    sys.stdout.write(text)
+    # A model may say control characters; a terminal must not obey them.
+    safe = "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
+    sys.stdout.write(safe if sys.stdout.isatty() else text)
     sys.stdout.flush()
