@@ -38,7 +38,7 @@ format: $(STAMP) ## Format, and fix what can be fixed
 	@$(PYTHON) -m ruff check --fix $(SOURCES)
 
 bench: $(STAMP) ## Run the benchmarks that fit this machine
-	@$(PYTHON) -m pytest tests/bench $(FLAGS)
+	@$(PYTHON) tests/bench/decode_cpu.py $(FLAGS)
 
 lock: $(STAMP) ## Resolve the dependencies anew and write requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
