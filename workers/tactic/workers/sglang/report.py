@@ -8,6 +8,8 @@ import torch
 
 from tactic.workers.refresh.messages import RequestReport
 
+QUANTILE_VALUES = 2**20
+
 
 @dataclass
 class RequestMonitor:
@@ -47,10 +49,15 @@ class RequestMonitor:
             context_length=self.context_length,
             read_share_per_layer=(read_shares / max(1, self.decode_steps)).tolist(),
             attention_share_mean=None if share is None else float(share.mean()),
-            attention_share_p10=None if share is None else float(share.quantile(0.1)),
+            attention_share_p10=None if share is None else _lowest_decile(share),
             index_versions=self.versions,
             refreshes=self.refreshes,
             refreshes_dropped=self.refreshes_dropped,
             tokens_index_reused=self.tokens_reused,
             tokens_clustered=self.tokens_clustered,
         )
+
+
+def _lowest_decile(values: torch.Tensor) -> float:
+    """The 0.1 quantile; of an even sample where there are more values than torch sorts at once."""
+    return float(values[:: len(values) // QUANTILE_VALUES + 1].quantile(0.1))
