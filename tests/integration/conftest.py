@@ -18,13 +18,13 @@ class Other:
 
 @pytest.fixture(scope="session")
 async def without_refresh(start_stack: Any) -> AsyncIterator[Other]:
-    """Two decode workers, no refresh, a context of 4096."""
+    """Two decode workers, no refresh, a context of 4096 and not much more KV cache."""
     flags = {
         "workers.decode": 2,
         "workers.clustering": 0,
         "refresh.enabled": False,
         "engine.context_length": 4096,
-        "engine.max_total_tokens": 32768,
+        "engine.max_total_tokens": 6144,
     }
     with start_stack(flags) as deployment:
         async with TacticClient(deployment.address) as client:

@@ -1,9 +1,14 @@
 """The KV prefix and its index are found again: by a second turn, a fork, another session."""
 
+import asyncio
 from typing import Any
 
+import grpc
 import pytest
 from turns import EVERYTHING, attention, chat, complete, greedy, prompt, text, until, usage
+
+from tactic.worker.v1.worker_pb2 import GetStatsRequest
+from tactic.worker.v1.worker_pb2_grpc import WorkerServiceStub
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -58,12 +63,18 @@ async def test_another_request_on_the_prefix_finds_its_whole_segments(stack: Any
 
 async def test_prefill_of_an_appended_context_is_the_turns_prefix(stack: Any) -> None:
     session = (await stack.client.create_session()).session_id
-    before = sum(w.stats.tokens_clustered for w in (await until(stack.client, bool)).values())
-    await stack.client.append_context(session, text(CONTEXT, seed=6), prefill=True)
-    # Its last position is clustered by whoever reads it.
-    await until(
-        stack.client, lambda now: sum(w.stats.tokens_clustered for w in now.values()) >= before + CONTEXT - 1
-    )
+    worker = (await until(stack.client, bool))["decode-0"]
+    async with grpc.aio.insecure_channel(worker.address) as channel:
+        # From the worker itself: what the front end shows may be a second old.
+        ask = WorkerServiceStub(channel).GetStats
+        before = await ask(GetStatsRequest())
+        await stack.client.append_context(session, text(CONTEXT, seed=6), prefill=True)
+        async with asyncio.timeout(120):
+            now = before
+            # The last position is clustered by whoever reads it.
+            while now.running_requests or now.tokens_clustered < before.tokens_clustered + CONTEXT - 1:
+                await asyncio.sleep(0.05)
+                now = await ask(GetStatsRequest())
     answer = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
     assert usage(answer).prefix_tokens_reused >= CONTEXT - 1
     assert attention(answer).tokens_index_reused >= CONTEXT - MIN_PIECE
