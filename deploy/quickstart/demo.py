@@ -40,7 +40,7 @@ ANSWER_TOKENS = 48
 # Room in the context for questions and answers, besides the story.
 RESERVE_TOKENS = 1_024
 # How much of the book is appended, unless --tokens says it: what is prefilled in about this time.
-PREFILL_S = 30.0
+PREFILL_S = 75.0
 PROBE_TOKENS = 4_096
 # Prefill time grows faster than the length, by less than its square.
 PREFILL_EXPONENT = 1.5
@@ -251,7 +251,7 @@ def parse_args() -> argparse.Namespace:
         "--tokens",
         type=int,
         default=0,
-        help="tokens of the book to append (default: as many as this machine reads in 30 s)",
+        help="tokens of the book to append (default: as many as this machine reads in 75 s)",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.9, help="target share P of the attention weight (default: 0.9)"
