@@ -8,7 +8,7 @@ from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # untyped
     """Runs protoc over proto/ before the build collects files."""
 
     PLUGIN_NAME = "custom"

@@ -38,13 +38,15 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # S
         """SGLang's own MHA pool; it is plain torch."""
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-        return MHATokenToKVPool  # type: ignore[no-any-return]
+        pool: type = MHATokenToKVPool
+        return pool
 
     def get_paged_allocator_cls(self) -> type:
         """SGLang's own allocator; page size 1 never reaches it."""
         from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 
-        return PagedTokenToKVPoolAllocator  # type: ignore[no-any-return]
+        allocator: type = PagedTokenToKVPoolAllocator
+        return allocator
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Settings without which SGLang would look for a GPU."""
