@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
+from google.rpc import code_pb2
 
 from tactic.v1.admin_pb2 import Model, WorkerStats
 from tactic.v1.types_pb2 import (
@@ -20,7 +21,7 @@ from tactic.v1.types_pb2 import (
 )
 from tactic.worker.v1 import worker_pb2 as pb
 from tactic.worker.v1.worker_pb2_grpc import WorkerServiceServicer
-from tactic.workers.decode import errors
+from tactic.workers import errors
 from tactic.workers.decode.hub import SchedulerHub
 from tactic.workers.decode.reports import attention_stats, worker_stats
 from tactic.workers.decode.validate import (
@@ -173,13 +174,13 @@ class WorkerServicer(WorkerServiceServicer):
 
     async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], error: InvalidRequestError) -> None:
         await errors.refuse(
-            context, errors.INVALID_ARGUMENT, "INVALID_REQUEST", str(error), field=error.field
+            context, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", str(error), field=error.field
         )
 
     async def _refuse_if_draining(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         if self.draining:
             message = f"worker {self.worker_id} is draining; another one must take the request"
-            await errors.refuse(context, errors.UNAVAILABLE, "WORKER_DRAINING", message, retry_s=1.0)
+            await errors.refuse(context, code_pb2.UNAVAILABLE, "WORKER_DRAINING", message, retry_s=1.0)
 
     async def _check_finish(
         self, context: grpc.aio.ServicerContext[Any, Any], reason: dict[str, Any]
@@ -187,7 +188,7 @@ class WorkerServicer(WorkerServiceServicer):
         """The engine aborts what it can't run; tell why."""
         if reason["type"] == "abort" and reason.get("status_code"):
             await errors.refuse(
-                context, errors.INTERNAL, "ENGINE_ABORTED", f"the engine gave up: {reason.get('message')}"
+                context, code_pb2.INTERNAL, "ENGINE_ABORTED", f"the engine gave up: {reason.get('message')}"
             )
 
 

@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 from tactic.v1.admin_pb2 import Worker
 from tactic.worker.v1 import supervisor_pb2 as pb
 from tactic.worker.v1.supervisor_pb2_grpc import SupervisorServiceServicer
-from tactic.workers.decode import errors
+from tactic.workers import errors
 from tactic.workers.supervisor.supervisor import Supervisor
 
 PERIOD_S = 1.0

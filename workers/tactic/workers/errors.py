@@ -7,7 +7,7 @@ from typing import NoReturn
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "tactic"
@@ -48,9 +48,3 @@ async def refuse(
     status = status_pb2.Status(code=code, message=message, details=packed)
     await context.abort_with_status(rpc_status.to_status(status))  # type: ignore[attr-defined]  # not in the stubs
     raise AssertionError("abort_with_status returned")
-
-
-INVALID_ARGUMENT = int(code_pb2.INVALID_ARGUMENT)
-UNAVAILABLE = int(code_pb2.UNAVAILABLE)
-RESOURCE_EXHAUSTED = int(code_pb2.RESOURCE_EXHAUSTED)
-INTERNAL = int(code_pb2.INTERNAL)
