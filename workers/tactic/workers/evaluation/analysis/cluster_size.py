@@ -1,0 +1,99 @@
+"""Question (b): what the average size of a cluster costs and brings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import ClassVar
+
+import torch
+
+from tactic.kernels.estimators import ESTIMATORS, make_estimator
+from tactic.kernels.index import CLUSTER_SIZES, DecodeOptions
+from tactic.workers.evaluation.analysis.capture import Capture
+from tactic.workers.evaluation.analysis.cost import decode_ms, dense_ms
+from tactic.workers.evaluation.analysis.index import ContextIndex
+from tactic.workers.evaluation.analysis.question import Question
+from tactic.workers.evaluation.analysis.result import Table
+from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
+from tactic.workers.evaluation.layer import Step
+
+
+@dataclass
+class ClusterSize(Question):
+    """Selection quality by estimator, and what the index and a decode step cost.
+
+    Attributes:
+        threshold: P.
+        estimator: id of the one whose decode step is timed.
+        sinks: first positions that are always read.
+    """
+
+    name: ClassVar[str] = "cluster-size"
+    threshold: float
+    estimator: int
+    sinks: int = 16
+    _quality: Samples = field(default_factory=Samples)
+    _cost: Samples = field(default_factory=Samples)
+
+    def add(self, capture: Capture) -> None:
+        """See `Question.add`."""
+        options = DecodeOptions.create(1)
+        for size in CLUSTER_SIZES:
+            outcomes: dict[str, list[Outcome]] = {kind.name: [] for kind in ESTIMATORS}
+            seconds, index_bytes, kv_bytes = 0.0, 0, 0
+            for step in capture.layers:
+                index, took = _timed_build(step, size)
+                seconds += took
+                index_bytes += index.bytes
+                kv_bytes += 2 * step.keys[: step.first].nbytes
+                seen = IndexedStep(step, index.gather(self.sinks))
+                for number, kind in enumerate(ESTIMATORS):
+                    chosen = seen.choose(make_estimator(number, options), self.threshold)
+                    outcomes[kind.name].append(seen.outcome(chosen, self.threshold))
+            for name, found in outcomes.items():
+                condition = {"context": capture.context, "cluster size": size, "estimator": name}
+                self._quality.add(condition, Outcome.cat(found).summary())
+            middle = capture.layers[len(capture.layers) // 2]
+            index = ContextIndex.build(middle.keys, middle.first, cluster_size=size)
+            self._cost.add(
+                {"context": capture.context, "cluster size": size},
+                {
+                    "index MB": index_bytes / 1e6,
+                    "index / KV": index_bytes / kv_bytes,
+                    "build s": seconds,
+                    "decode ms": decode_ms(middle, index, self.threshold, self.estimator, self.sinks),
+                    "dense ms": dense_ms(middle),
+                },
+            )
+
+    def tables(self) -> Sequence[Table]:
+        """See `Question.tables`."""
+        name = ESTIMATORS[self.estimator].name
+        return [
+            Table(
+                "Selection by cluster size",
+                f"What was asked: how many positions each query head selects to reach P = {self.threshold}, "
+                "beside the fewest that hold it (oracle), and how often it does. `exact` is a perfect "
+                "estimate on the same order of clusters.",
+                self._quality.rows(),
+            ),
+            Table(
+                "Cost by cluster size",
+                "What was asked: memory and building time of the index of all layers, and the time of one "
+                f"decode step in one layer with `{name}` beside dense attention.",
+                self._cost.rows(),
+            ),
+        ]
+
+
+def _timed_build(step: Step, size: int) -> tuple[ContextIndex, float]:
+    """A layer's index, and the seconds that it took."""
+    cuda = step.keys.is_cuda
+    if cuda:
+        torch.cuda.synchronize()
+    begin = perf_counter()
+    index = ContextIndex.build(step.keys, step.first, cluster_size=size)
+    if cuda:
+        torch.cuda.synchronize()
+    return index, perf_counter() - begin

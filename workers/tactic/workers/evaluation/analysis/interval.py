@@ -1,0 +1,39 @@
+"""Means over seeds with their 95 % confidence intervals."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+# 97.5 % quantiles of Student's t for 1 … 30 degrees of freedom; beyond, the normal one is within 2 %.
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+_NORMAL = 1.960
+
+
+class Interval(NamedTuple):
+    """A mean and the half width of its 95 % interval; the half width is None for fewer than 3 values."""
+
+    mean: float
+    half_width: float | None
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of one value per seed, with Student's t over the seeds.
+
+    Queries, heads and layers of one context are not independent, so they are averaged first and only the
+    contexts count as observations.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("values is empty: no seed was measured")
+    count = len(values)
+    if count < 3:
+        return Interval(fmean(values), None)
+    quantile = _STUDENT[count - 2] if count - 1 <= len(_STUDENT) else _NORMAL
+    return Interval(fmean(values), quantile * stdev(values) / sqrt(count))

@@ -1,0 +1,102 @@
+"""Question (g): what the settings of the method change."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from tactic.kernels.estimators import Estimator, Fit, make_estimator
+from tactic.kernels.index import DecodeOptions
+from tactic.workers.evaluation.analysis.capture import Capture
+from tactic.workers.evaluation.analysis.index import ContextIndex
+from tactic.workers.evaluation.analysis.question import Question
+from tactic.workers.evaluation.analysis.result import Table
+from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
+
+WINDOWS = ((0.05, 0.5), (0.1, 0.3), (0.1, 0.6), (0.2, 0.8))
+WINDOW_LENGTHS = (16, 32, 64, 128)
+EXACT_FRACTIONS = (0.005, 0.01, 0.02, 0.04)
+SINKS = (0, 4, 16, 64)
+DEFAULT_SINKS = 16
+DENSE_LAYERS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    setting: str
+    value: str
+    estimator: Estimator
+    sinks: int = DEFAULT_SINKS
+
+
+@dataclass
+class Sensitivity(Question):
+    """One setting at a time is moved away from its default.
+
+    Attributes:
+        threshold: P.
+        estimator: id of the one for which sinks and dense layers are varied; the other settings are `fit`'s.
+    """
+
+    name: ClassVar[str] = "sensitivity"
+    threshold: float
+    estimator: int
+    _samples: Samples = field(default_factory=Samples)
+
+    def add(self, capture: Capture) -> None:
+        """See `Question.add`."""
+        variants = list(self._variants())
+        outcomes: dict[_Variant, list[Outcome]] = {variant: [] for variant in variants}
+        for step in capture.layers:
+            index = ContextIndex.build(step.keys, step.first)
+            for sinks in SINKS:
+                seen = IndexedStep(step, index.gather(sinks))
+                for variant in variants:
+                    if variant.sinks == sinks:
+                        chosen = seen.choose(variant.estimator, self.threshold)
+                        outcomes[variant].append(seen.outcome(chosen, self.threshold))
+        for variant, by_layer in outcomes.items():
+            self._add(capture, variant.setting, variant.value, by_layer)
+
+        name = make_estimator(self.estimator, DecodeOptions.create(1)).name
+        usual = _Variant(
+            f"{name}: sinks", str(DEFAULT_SINKS), make_estimator(self.estimator, DecodeOptions.create(1))
+        )
+        for dense in DENSE_LAYERS[: len(capture.layers)]:
+            by_layer = outcomes[usual]
+            read_all = [_dense(one, step.visible) for one, step in zip(by_layer, capture.layers, strict=True)]
+            joined = read_all[:dense] + by_layer[dense:]
+            self._add(capture, f"{name}: dense first layers", str(dense), joined)
+
+    def tables(self) -> Sequence[Table]:
+        """See `Question.tables`."""
+        note = (
+            f"What was asked: how much each setting matters at P = {self.threshold}, the others at their "
+            f"defaults (windows {Fit.windows}, {Fit.window} ranks each, exact prefix {Fit.exact_fraction}, "
+            f"{DEFAULT_SINKS} sinks). Tokens are per query head; success is the share of cases that reach P."
+        )
+        return [Table("Sensitivity to the settings", note, self._samples.rows())]
+
+    def _variants(self) -> Iterator[_Variant]:
+        for windows in WINDOWS:
+            shown = " and ".join(f"{at:.0%}" for at in windows)
+            yield _Variant("fit: windows at", shown, Fit(windows=windows))
+        for length in WINDOW_LENGTHS:
+            yield _Variant("fit: ranks in a window", str(length), Fit(window=length))
+        for fraction in EXACT_FRACTIONS:
+            yield _Variant("fit: exact prefix", f"{fraction:.1%}", Fit(exact_fraction=fraction))
+        estimator = make_estimator(self.estimator, DecodeOptions.create(1))
+        for sinks in SINKS:
+            yield _Variant(f"{estimator.name}: sinks", str(sinks), estimator, sinks)
+
+    def _add(self, capture: Capture, setting: str, value: str, by_layer: Sequence[Outcome]) -> None:
+        condition = {"setting": setting, "value": value, "context": capture.context}
+        self._samples.add(condition, Outcome.cat(by_layer).summary())
+
+
+def _dense(outcome: Outcome, visible: torch.Tensor) -> Outcome:
+    """The same cases when everything visible `[m, n]` bool is read."""
+    tokens = visible.sum(-1).repeat(len(outcome.tokens) // len(visible))
+    return Outcome(outcome.threshold, tokens, torch.ones_like(outcome.share), outcome.oracle)

@@ -1,0 +1,74 @@
+"""Tactic itself, by the definitions in `tactic.kernels`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tactic.kernels.estimators import Evidence, estimator_id, make_estimator
+from tactic.kernels.index import DecodeOptions
+from tactic.kernels.ranking.naive import Ranking, rank
+from tactic.kernels.selection import select
+from tactic.workers.evaluation.index import BuildIndex, Index
+from tactic.workers.evaluation.layer import Step
+from tactic.workers.evaluation.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Tactic(Method):
+    """Whole clusters, as many as an estimator asks for.
+
+    Attributes:
+        threshold: P.
+        estimator: one of `tactic.kernels.estimators.NAMES`.
+        index: how the keys are clustered.
+        options: settings of the estimators; threshold, estimator and sinks in it are not used.
+    """
+
+    name: ClassVar[str] = "tactic"
+    threshold: float
+    estimator: str = "fit"
+    index: BuildIndex = BuildIndex()
+    options: DecodeOptions = field(default_factory=lambda: DecodeOptions.create(1))
+
+    @property
+    def label(self) -> str:
+        """Name, grouping unless k-means, and estimator."""
+        return f"{self.name}{'' if self.index.grouping == 'kmeans' else '-positional'}:{self.estimator}"
+
+    def select(self, step: Step) -> Tensor:
+        """See `Method.select`."""
+        index = step.layer.structure(self.index)
+        if index.clusters.length < max(self.options.min_clustered, step.layer.sinks + 1):
+            return step.visible.expand(step.logits.shape)
+        ranking, ranks, always = self._rank(step, index, self.estimator, self.threshold)
+        heads, group, m, _ = step.query.shape
+        clusters = select(ranking, ranks).view(heads, group * m, -1)
+        chosen = torch.nn.functional.pad(
+            index.positions(clusters), (0, always.shape[0] - index.clusters.length), value=True
+        )
+        return chosen.view(heads, group, m, -1) & step.visible
+
+    def ideal(self, step: Step, threshold: float) -> Tensor | None:
+        """See `Method.ideal`."""
+        index = step.layer.structure(self.index)
+        if index.clusters.length < max(self.options.min_clustered, step.layer.sinks + 1):
+            return None
+        _, ranks, always = self._rank(step, index, "exact", threshold)
+        return ranks.view(step.query.shape[:3]) + (always & step.visible).sum(-1)
+
+    def _rank(
+        self, step: Step, index: Index, estimator: str, threshold: float
+    ) -> tuple[Ranking, Tensor, Tensor]:
+        """The cluster order of all queries, the ranks each must read, and the positions always read."""
+        heads, group, m, dim = step.query.shape
+        ranking = rank(step.query.reshape(heads * group * m, dim), index.clusters)
+        always = step.always(index.clusters.length)
+        attended = step.logits[..., always].logsumexp(-1).flatten()
+        slot_ids = torch.arange(step.keys.shape[0], device=step.keys.device)
+        evidence = Evidence(ranking, step.keys, slot_ids, attended)
+        ranks = make_estimator(estimator_id(estimator), self.options).ranks(evidence, threshold)
+        return ranking, ranks, always
