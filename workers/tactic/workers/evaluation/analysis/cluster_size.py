@@ -10,7 +10,7 @@ import torch
 from tactic.kernels.estimators import ESTIMATORS, make_estimator
 from tactic.kernels.index import CLUSTER_SIZES, DecodeOptions
 from tactic.workers.evaluation.analysis.capture import Capture
-from tactic.workers.evaluation.analysis.cost import decode_ms, dense_ms
+from tactic.workers.evaluation.analysis.cost import decode_ms
 from tactic.workers.evaluation.analysis.index import ContextIndex
 from tactic.workers.evaluation.analysis.question import Question
 from tactic.workers.evaluation.analysis.result import Table
@@ -54,16 +54,13 @@ class ClusterSize(Question):
             for name, found in outcomes.items():
                 condition = {"context": capture.context, "cluster size": size, "estimator": name}
                 self._quality.add(condition, Outcome.cat(found).summary())
-            middle = capture.layers[len(capture.layers) // 2]
-            index = ContextIndex.build(middle.keys, middle.first, cluster_size=size)
             self._cost.add(
                 {"context": capture.context, "cluster size": size},
                 {
                     "index MB": index_bytes / 1e6,
                     "index / KV": index_bytes / kv_bytes,
                     "build s": seconds,
-                    "decode ms": decode_ms(middle, index, self.threshold, self.estimator, self.sinks),
-                    "dense ms": dense_ms(middle),
+                    **self._decode_times(capture.layers[len(capture.layers) // 2], size),
                 },
             )
 
@@ -81,10 +78,27 @@ class ClusterSize(Question):
             Table(
                 "Cost by cluster size",
                 "What was asked: memory and building time of the index of all layers, and the time of one "
-                f"decode step in one layer with `{name}` beside dense attention.",
+                f"decode step of a middle layer with `{name}`, beside the same code reading everything.",
                 self._cost.rows(),
             ),
         ]
+
+    def _decode_times(self, step: Step, size: int) -> dict[str, float]:
+        index = ContextIndex.build(step.keys, step.first, cluster_size=size)
+        device = step.keys.device
+
+        def timed(*, dense: bool) -> float:
+            options = DecodeOptions.create(
+                1,
+                threshold=self.threshold,
+                estimator=self.estimator,
+                dense=dense,
+                device=device,
+                sinks=self.sinks,
+            )
+            return decode_ms(step, index, options)
+
+        return {"decode ms": timed(dense=False), "dense ms": timed(dense=True)}
 
 
 def _timed_build(step: Step, size: int) -> tuple[ContextIndex, float]:

@@ -15,7 +15,7 @@ from tactic.workers.evaluation.analysis.index import Partition
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.weights import oracle_count
 
-_ROUNDING = 1e-5  # of a share, in fp32 over a long context
+ROUNDING = 1e-5  # of a share, in fp32 over a long context
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Outcome:
     @property
     def success(self) -> Tensor:
         """Which cases reach P, `[R]` bool."""
-        return self.share >= self.threshold - _ROUNDING
+        return self.share >= self.threshold - ROUNDING
 
     def summary(self) -> dict[str, float]:
         """Means over all cases, and the low end of the share."""

@@ -1,0 +1,90 @@
+"""How long one decode step takes in one layer."""
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from tactic.kernels.decode import decode
+from tactic.kernels.index import DecodeOptions
+from tactic.workers.evaluation.analysis.index import ContextIndex
+from tactic.workers.evaluation.layer import Step
+
+_REPEATS = 15
+
+
+def decode_ms(step: Step, index: ContextIndex, options: DecodeOptions) -> float:
+    """Median milliseconds of the first query's decode step, by what serves on the device.
+
+    Args:
+        step: the layer's keys and queries.
+        index: of the positions before the first query.
+        options: of one request slot, on the device of the keys.
+    """
+    device = step.keys.device
+    query = step.query[:, :, 0].flatten(0, 1)[None].to(step.keys.dtype).contiguous()  # scaled already
+    length = step.first + 1
+    slot_ids = torch.arange(length, dtype=torch.int32, device=device)[None]
+    slot = torch.zeros(1, dtype=torch.int32, device=device)
+    lengths = torch.full((1,), length, dtype=torch.int32, device=device)
+    keys, values = step.keys, step.values.contiguous()
+    if not keys.is_cuda:
+
+        def on_cpu() -> object:
+            return decode(
+                query, keys, values, slot_ids, slot, lengths, index.table, index.arena, options, scale=1.0
+            )
+
+        return _median_ms(on_cpu)
+
+    from tactic.kernels.decode.runner import DecodeRunner
+
+    runner = DecodeRunner.create(
+        batch=1,
+        query_heads=query.shape[1],
+        kv_heads=keys.shape[1],
+        head_dim=keys.shape[2],
+        context=length,
+        segments=index.table.unit.shape[1],
+        cluster_size=index.arena.cluster_size,
+        device=device,
+    )
+    runner.plan(index.table, options, slot, lengths)
+
+    def on_gpu() -> object:
+        return runner.run(query, keys, values, slot_ids, index.arena, scale=1.0, sinks=options.sinks)
+
+    return _median_graph_ms(on_gpu)
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        begin = perf_counter()
+        call()
+        times.append((perf_counter() - begin) * 1e3)
+    return median(times[1:])
+
+
+def _median_graph_ms(call: Callable[[], object], calls: int = 20) -> float:
+    """As a part of a replayed CUDA graph, as in serving; the keys stay in the cache between the calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    times = []
+    for _ in range(_REPEATS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / calls)
+    return median(times)
