@@ -90,31 +90,34 @@ class Context:
     """The KV cache of a prompt without its last token, from which answers are decoded by any method.
 
     The prompt's last token is the first decode step: its query chooses an answer's first token, so the
-    method is active for that, too.
+    method is active for that, too. Answers share the cache: one pass after the other.
 
     Args:
         model: of transformers, with `attention_hook` as its attention.
         cache: holds the prompt without its last token.
         last: the prompt's last token.
-        sinks: first positions that every method reads.
+        layers: what methods may build an index over.
     """
 
-    def __init__(self, model: Any, cache: KVCache, last: int, *, sinks: int) -> None:
+    def __init__(self, model: Any, cache: KVCache, last: int, layers: list[Layer]) -> None:
         self.model = model
         self.cache = cache
         self.last = last
+        self.layers = layers
         self.length = cache.length
-        config = model.config
-        self.layers = [
-            Layer(
-                number,
-                cache.keys[number, : self.length],
-                config.num_attention_heads,
-                getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) ** -0.5,
-                sinks,
-            )
-            for number in range(config.num_hidden_layers)
-        ]
+
+    def continued(self, tokens: Sequence[int], *, reindex: bool) -> Context:
+        """The context after the tokens of the last pass, with the keys that this pass wrote.
+
+        Args:
+            tokens: of the last `force`, at least one.
+            reindex: indexes cover all positions from now on; else those that they covered before.
+        """
+        self.cache.length = self.length + len(tokens)
+        layers = self.layers
+        if reindex:
+            layers = [layer.over(self.cache.keys[layer.number, : self.cache.length]) for layer in layers]
+        return Context(self.model, self.cache, tokens[-1], layers)
 
     @torch.no_grad()
     def force(
@@ -204,8 +207,8 @@ class Context:
     def _forward(self, tokens: Sequence[int], hook: Any) -> Tensor:
         if self.length + len(tokens) > self.cache.keys.shape[1]:
             raise ValueError(
-                f"{len(tokens)} tokens after {self.length} do not fit the cache of {self.cache.keys.shape[1]}: "
-                "prefill with more room"
+                f"{len(tokens)} tokens after {self.length} do not fit the cache of "
+                f"{self.cache.keys.shape[1]}: prefill with more room"
             )
         self.cache.length = self.length
         logits: Tensor = forward(self.model, tokens, self.cache, hook, keep=len(tokens))
@@ -213,7 +216,7 @@ class Context:
 
 
 def forward(model: Any, tokens: Sequence[int], cache: KVCache, hook: Any, *, keep: int) -> Tensor:
-    """One forward pass of tokens behind what the cache holds; logits `[keep, vocabulary]` of the last ones."""
+    """A forward pass of tokens behind what the cache holds; logits `[keep, vocabulary]` of the last ones."""
     device = cache.keys.device
     ids = torch.tensor([list(tokens)], device=device)
     positions = torch.arange(cache.length, cache.length + ids.shape[1], device=device)[None]

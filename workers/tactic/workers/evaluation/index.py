@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -21,10 +22,14 @@ class Index:
     """The clusters of a layer, and which of them each position is in.
 
     Attributes:
+        arena: storage of the clusters.
+        table: its segments, in request slot 0.
         clusters: K clusters of each of H KV heads; sinks left out.
         labels: `[H, length]` int64; cluster of each clustered position, K for sinks.
     """
 
+    arena: LayerArena
+    table: SegmentTable
     clusters: RequestIndex
     labels: Tensor
 
@@ -66,14 +71,16 @@ class BuildIndex:
         )
         table = SegmentTable.create(slots=1, segments=max(len(pieces), 1), device=device)
         row, unit = [], 0
-        for start, length in pieces:
-            slot_ids = torch.arange(start, start + length, device=device)[None]
-            arena.write(unit, self._group(layer.keys, slot_ids, layer.number))
-            row.append((unit, length))
-            unit += units_in(length)
+        for length, equal in groupby(pieces, key=lambda piece: piece[1]):
+            starts = torch.tensor([start for start, _ in equal], device=device)
+            slot_ids = starts[:, None] + torch.arange(length, device=device)
+            for clusters in self._group(layer.keys, slot_ids, layer.number).split(len(starts)):
+                arena.write(unit, clusters)
+                row.append((unit, length))
+                unit += units_in(length)
         table.write(0, row)
-        clusters = RequestIndex.gather(arena, table, 0, sinks=layer.sinks)
-        return Index(clusters, _labels(clusters))
+        index = RequestIndex.gather(arena, table, 0, sinks=layer.sinks)
+        return Index(arena, table, index, labels_of(index))
 
     def pieces(self, n: int) -> Iterator[tuple[int, int]]:
         """First position and length of each segment of n positions."""
@@ -85,13 +92,14 @@ class BuildIndex:
             yield start, n - start
 
     def _group(self, keys: Tensor, slot_ids: Tensor, layer: int) -> Clusters:
+        """Clusters of S segments, segment-major; `slot_ids` `[S, n]`."""
         if self.grouping == "kmeans":
             return kmeans_pool(keys, slot_ids, self.cluster_size, seed=self.seed + layer)
-        return _blocks(keys[slot_ids[0]].transpose(0, 1), self.cluster_size)
+        return _blocks(keys[slot_ids].transpose(1, 2).flatten(0, 1), self.cluster_size)
 
 
 def _blocks(keys: Tensor, size: int) -> Clusters:
-    """Consecutive positions as clusters; keys `[H, n, d]`."""
+    """Consecutive positions as clusters; keys `[B, n, d]`."""
     heads, n, dim = keys.shape
     count = clusters_in(n, size)
     member = torch.arange(n, device=keys.device)
@@ -112,8 +120,8 @@ def _blocks(keys: Tensor, size: int) -> Clusters:
     )
 
 
-def _labels(index: RequestIndex) -> Tensor:
-    """Cluster of each clustered position, `[H, length]` int64."""
+def labels_of(index: RequestIndex) -> Tensor:
+    """Cluster of each clustered position, `[H, length]` int64; K for sinks."""
     heads, count = index.sizes.shape
     clusters = torch.arange(count, device=index.sizes.device).expand(heads, -1)
     sizes = index.sizes.flatten()

@@ -39,6 +39,10 @@ class Layer:
         found: Structure = self._structures[build]
         return found
 
+    def over(self, keys: Tensor) -> Layer:
+        """The same layer with other keys, of which nothing is built yet."""
+        return Layer(self.number, keys, self.query_heads, self.scale, self.sinks)
+
 
 @dataclass(frozen=True)
 class Step:

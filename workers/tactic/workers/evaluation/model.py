@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from tactic.workers.evaluation.context import Context, KVCache, attention_hook, forward, prefill_attention
 from tactic.workers.evaluation.errors import EvaluationError
+from tactic.workers.evaluation.layer import Layer
 from tactic.workers.sglang.checks import check_checkpoint
 
 ATTENTION = "tactic_evaluation"
@@ -60,6 +62,7 @@ class Checkpoint:
             dtype = "bfloat16" if device == "cuda" else "float32"
         if dtype not in DTYPES:
             raise EvaluationError(f"--dtype {dtype} is unknown, use one of {', '.join(DTYPES)}")
+        logging.disable_progress_bar()
         AttentionInterface.register(ATTENTION, attention_hook)
         config = AutoConfig.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -97,8 +100,9 @@ class Checkpoint:
         """
         if len(tokens) + room > self.context_length:
             raise EvaluationError(
-                f"a prompt of {len(tokens):,} tokens and {room} to generate exceed the {self.context_length:,} "
-                f"positions of {self.path} (max_position_embeddings); ask for a shorter context"
+                f"a prompt of {len(tokens):,} tokens and {room} to generate exceed the "
+                f"{self.context_length:,} positions of {self.path} (max_position_embeddings); "
+                "ask for a shorter context"
             )
         config = self.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -108,4 +112,14 @@ class Checkpoint:
             chunk = tokens[begin : min(begin + PREFILL_CHUNK, len(tokens) - 1)]
             forward(self.model, chunk, cache, prefill_attention, keep=1)
             cache.length += len(chunk)
-        return Context(self.model, cache, tokens[-1], sinks=self.sinks)
+        layers = [
+            Layer(
+                number,
+                cache.keys[number, : cache.length],
+                config.num_attention_heads,
+                head_dim**-0.5,
+                self.sinks,
+            )
+            for number in range(config.num_hidden_layers)
+        ]
+        return Context(self.model, cache, tokens[-1], layers)

@@ -39,7 +39,11 @@ class Budgeted(Method):
 
     @abstractmethod
     def choose(self, step: Step, free: Tensor, always: Tensor) -> Tensor:
-        """The `free` `[m]` int64 best positions among those not `always` `[n]` bool read: `[H, m, n]` bool."""
+        """The `free` `[m]` int64 best positions besides those `always` `[n]` bool read.
+
+        Returns:
+            `[H, m, n]` bool.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Window(Budgeted):
 
 @dataclass(frozen=True)
 class TopK(Budgeted):
-    """The positions of the largest true weight, summed over the group: the best that a fixed budget can do."""
+    """The positions of the largest true weight, summed over the group: the best of a fixed budget."""
 
     name: ClassVar[str] = "topk"
 

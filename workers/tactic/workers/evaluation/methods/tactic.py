@@ -31,7 +31,7 @@ class Tactic(Method):
     name: ClassVar[str] = "tactic"
     threshold: float
     estimator: str = "fit"
-    index: BuildIndex = BuildIndex()
+    index: BuildIndex = field(default_factory=BuildIndex)
     options: DecodeOptions = field(default_factory=lambda: DecodeOptions.create(1))
 
     @property

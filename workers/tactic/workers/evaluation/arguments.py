@@ -1,0 +1,114 @@
+"""Arguments that the sub-commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+
+from tactic.workers.evaluation.model import DTYPES, Checkpoint
+from tactic.workers.evaluation.tasks.episode import STYLES
+from tactic.workers.evaluation.tasks.haystack import Haystack
+from tactic.workers.evaluation.tasks.prompt import CONTINUED, PromptBuilder
+
+QUICKSTART_BOOK = Path("deploy/quickstart/book.txt.xz")
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """Adds the checkpoint, and where and how it runs."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="[default: auto]")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="of weights and KV cache [default: bfloat16 on a GPU, float32 on CPU]",
+    )
+    parser.add_argument(
+        "--sinks", type=natural, default=16, help="first positions always attended [default: 16]"
+    )
+
+
+def add_contexts(parser: ArgumentParser, *, contexts: tuple[int, ...], seeds: int = 3) -> None:
+    """Adds the texts, the context lengths and the seeds."""
+    parser.add_argument(
+        "--books",
+        type=Path,
+        default=QUICKSTART_BOOK,
+        metavar="PATH",
+        help=f"text (*.txt, *.txt.xz), or a folder of them [default: {QUICKSTART_BOOK} of the project]",
+    )
+    parser.add_argument(
+        "--contexts",
+        type=tokens,
+        nargs="+",
+        default=list(contexts),
+        metavar="TOKENS",
+        help=f"lengths of the prompts, such as 4096 or 16k [default: {' '.join(map(str, contexts))}]",
+    )
+    parser.add_argument(
+        "--seeds", type=positive, default=seeds, help=f"runs with other texts [default: {seeds}]"
+    )
+    parser.add_argument(
+        "--style",
+        choices=STYLES,
+        default="ruler",
+        help="wording: RULER's, or what the reference model was trained on [default: ruler]",
+    )
+
+
+def add_output(parser: ArgumentParser) -> None:
+    """Adds the folder for results."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the result files, such as tests/bench/results",
+    )
+
+
+def load_checkpoint(arguments: Namespace) -> Checkpoint:
+    """The checkpoint of `add_model`'s arguments."""
+    return Checkpoint.load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, sinks=arguments.sinks
+    )
+
+
+def load_builder(arguments: Namespace, checkpoint: Checkpoint) -> PromptBuilder:
+    """What makes prompts, of `add_contexts`' arguments."""
+    longest = max(arguments.contexts) + CONTINUED
+    haystack = Haystack.load(arguments.books, checkpoint.tokenizer, tokens=longest)
+    return PromptBuilder(checkpoint.tokenizer, haystack, arguments.style)
+
+
+def tokens(text: str) -> int:
+    """A number of tokens, such as 4096 or 16k (k is 1024)."""
+    scale, digits = (1024, text[:-1]) if text[-1:] in "kK" else (1, text)
+    if not digits.isdecimal() or not int(digits):
+        raise ArgumentTypeError(f"{text!r} is not a number of tokens, such as 4096 or 16k")
+    return scale * int(digits)
+
+
+def positive(text: str) -> int:
+    """An integer, at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text!r} must be an integer, at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """An integer, at least 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} must be an integer, at least 0")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A threshold P in (0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(f"{text!r} must be a number above 0 and at most 1")
+    return value
