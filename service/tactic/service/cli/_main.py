@@ -6,7 +6,7 @@ from types import FrameType
 
 import typer
 
-from tactic.service.cli import _admin, _chat, _config, _deployment, _session
+from tactic.service.cli import _admin, _chat, _config, _deployment, _eval, _session
 from tactic.service.cli._context import CliError, install_options
 from tactic.service.cli._output import note
 from tactic.service.client import TacticError, UnavailableError
@@ -32,6 +32,7 @@ _chat.register(app)
 _session.register(app)
 _admin.register(app)
 _config.register(app)
+_eval.register(app)
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
+from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.model import DTYPES, Checkpoint
 from tactic.workers.evaluation.tasks.episode import STYLES
 from tactic.workers.evaluation.tasks.haystack import Haystack
-from tactic.workers.evaluation.tasks.prompt import CONTINUED, PromptBuilder
+from tactic.workers.evaluation.tasks.prompt import PromptBuilder
 
 QUICKSTART_BOOK = Path("deploy/quickstart/book.txt.xz")
 
@@ -43,7 +44,7 @@ def add_contexts(parser: ArgumentParser, *, contexts: tuple[int, ...], seeds: in
         nargs="+",
         default=list(contexts),
         metavar="TOKENS",
-        help=f"lengths of the prompts, such as 4096 or 16k [default: {' '.join(map(str, contexts))}]",
+        help=f"tokens of prompt and answer, such as 4096 or 16k [default: {' '.join(map(str, contexts))}]",
     )
     parser.add_argument(
         "--seeds", type=positive, default=seeds, help=f"runs with other texts [default: {seeds}]"
@@ -75,8 +76,17 @@ def load_checkpoint(arguments: Namespace) -> Checkpoint:
 
 
 def load_builder(arguments: Namespace, checkpoint: Checkpoint) -> PromptBuilder:
-    """What makes prompts, of `add_contexts`' arguments."""
-    longest = max(arguments.contexts) + CONTINUED
+    """What makes prompts, of `add_contexts`' arguments.
+
+    Raises:
+        EvaluationError: a context is longer than the model's, or there is not enough text for it.
+    """
+    longest = max(arguments.contexts)
+    if longest > checkpoint.context_length:
+        raise EvaluationError(
+            f"--contexts {longest}: {arguments.model} has {checkpoint.context_length:,} positions "
+            "(max_position_embeddings)"
+        )
     haystack = Haystack.load(arguments.books, checkpoint.tokenizer, tokens=longest)
     return PromptBuilder(checkpoint.tokenizer, haystack, arguments.style)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +118,6 @@ class Context:
             layers = [layer.over(self.cache.keys[layer.number, : self.cache.length]) for layer in layers]
         return Context(self.model, self.cache, tokens[-1], layers)
 
-    @torch.no_grad()
     def force(
         self, tokens: Sequence[int], method: Method, *, measure: float | None = None
     ) -> tuple[Tensor, Reads]:
@@ -134,17 +132,7 @@ class Context:
             Logits `[m + 1, vocabulary]` fp32 of the positions after the prompt's last token and after each
             given one, and the figures of these m + 1 queries, fields `[L, Hq, m + 1]`.
         """
-        reads: list[Reads] = []
-
-        def hook(number: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            step = self._step(number, query, scale)
-            parts = [attend(part, method, measure) for part in step.split(_ELEMENTS[query.device.type])]
-            reads.append(Reads.join([figures for _, figures in parts]))
-            out = torch.cat([out for out, _ in parts], 2).flatten(0, 1)
-            return out.transpose(0, 1)[None].to(query.dtype)
-
-        logits = self._forward([self.last, *tokens], hook)
-        return logits, Reads.stack(reads).cpu()
+        return self._decode([self.last, *tokens], 0, method, measure)
 
     @torch.no_grad()
     def capture(self, tokens: Sequence[int]) -> list[Step]:
@@ -155,7 +143,7 @@ class Context:
             steps.append(self._step(number, query, scale))
             return prefill_attention(number, query, key, value, scale)
 
-        self._forward([self.last, *tokens], hook)
+        self._forward([self.last, *tokens], 0, hook)
         return steps
 
     def decode(
@@ -169,9 +157,9 @@ class Context:
     ) -> Answer:
         """Decodes greedily, in as few passes as guesses allow.
 
-        Each pass runs the tokens known so far and a guess at the next ones as decode steps. Those up to the
-        first that greedy decoding would not have chosen are what it does choose, so the answer does not
-        depend on the guess (up to the rounding of matrix products of another size).
+        Each pass runs the last token and a guess at the next ones as decode steps. Those up to the first that
+        greedy decoding would not have chosen are what it does choose, so the answer does not depend on the
+        guess (up to the rounding of matrix products of another size).
 
         Args:
             method: of attention.
@@ -180,22 +168,41 @@ class Context:
             guess: what the answer may be.
             measure: see `statistics.attend`.
         """
-        known: list[int] = []
-        draft = list(guess)[: limit - 1]
-        for passes in itertools.count(1):
-            logits, reads = self.force([*known, *draft], method, measure=measure)
-            chosen = logits[len(known) :].argmax(-1).tolist()
-            right = next(
-                (i for i, (a, b) in enumerate(zip(chosen, draft, strict=False)) if a != b), len(draft)
-            )
-            known += chosen[: right + 1]
-            ended = next((i for i, token in enumerate(known) if token in stop), None)
-            if ended is not None:
-                return Answer(known[:ended], reads.first(ended + 1), passes)
-            if len(known) >= limit:
-                return Answer(known, reads.first(limit), passes)
-            draft = chosen[right + 1 :][: limit - len(known) - 1]
-        raise AssertionError("unreachable")
+        known = [self.last]
+        reads: list[Reads] = []
+        draft = list(guess)
+        while True:
+            begin = len(known)
+            tried = [known[-1], *draft[: limit - begin]]
+            logits, figures = self._decode(tried, begin - 1, method, measure)
+            chosen = logits.argmax(-1).tolist()
+            right = next((i for i, token in enumerate(tried[1:]) if token != chosen[i]), len(tried) - 1)
+            new = chosen[: right + 1]
+            ended = next((i for i, token in enumerate(new) if token in stop), None)
+            new = new[:ended]
+            known += new
+            reads.append(figures.first(len(new) + (ended is not None)))
+            if ended is not None or len(known) > limit:
+                return Answer(known[1:], Reads.join(reads), len(reads))
+            # What was chosen after wrong tokens is the next guess; the worse guesses are, the shorter.
+            draft = chosen[right + 1 :][: 2 * len(new)]
+
+    @torch.no_grad()
+    def _decode(
+        self, tokens: Sequence[int], after: int, method: Method, measure: float | None
+    ) -> tuple[Tensor, Reads]:
+        """One pass of decode steps at `length + after`; what the cache holds before that stays."""
+        reads: list[Reads] = []
+
+        def hook(number: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            step = self._step(number, query, scale)
+            parts = [attend(part, method, measure) for part in step.split(_ELEMENTS[query.device.type])]
+            reads.append(Reads.join([figures for _, figures in parts]))
+            out = torch.cat([out for out, _ in parts], 2).flatten(0, 1)
+            return out.transpose(0, 1)[None].to(query.dtype)
+
+        logits = self._forward(tokens, after, hook)
+        return logits, Reads.stack(reads).cpu()
 
     def _step(self, number: int, query: Tensor, scale: float) -> Step:
         heads = self.cache.keys.shape[2]
@@ -204,13 +211,13 @@ class Context:
         keys, values = self.cache.keys[number, :n], self.cache.values[number, :n]
         return Step(self.layers[number], grouped, keys, values, self.cache.length)
 
-    def _forward(self, tokens: Sequence[int], hook: Any) -> Tensor:
-        if self.length + len(tokens) > self.cache.keys.shape[1]:
+    def _forward(self, tokens: Sequence[int], after: int, hook: Any) -> Tensor:
+        if self.length + after + len(tokens) > self.cache.keys.shape[1]:
             raise ValueError(
-                f"{len(tokens)} tokens after {self.length} do not fit the cache of "
+                f"{len(tokens)} tokens after {self.length + after} do not fit the cache of "
                 f"{self.cache.keys.shape[1]}: prefill with more room"
             )
-        self.cache.length = self.length
+        self.cache.length = self.length + after
         logits: Tensor = forward(self.model, tokens, self.cache, hook, keep=len(tokens))
         return logits.float()
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from tactic.workers.evaluation.context import Context, KVCache, attention_hook, forward, prefill_attention
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.layer import Layer
-from tactic.workers.sglang.checks import check_checkpoint
+from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
 
 ATTENTION = "tactic_evaluation"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,14 +50,14 @@ class Checkpoint:
             sinks: first positions that every method reads.
 
         Raises:
-            UnsupportedError: there is no checkpoint, or it is of a kind that Tactic does not serve.
-            EvaluationError: `device` or `dtype` can't be used.
+            EvaluationError: there is no checkpoint, it is of a kind that Tactic does not serve, or `device` or
+                `dtype` can't be used.
         """
-        check_checkpoint(str(path))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise EvaluationError("--device cuda: there is no CUDA device; use --device cpu")
+        try:
+            check_checkpoint(str(path))
+        except UnsupportedError as error:
+            raise EvaluationError(str(error).replace("engine.model_path", "--model")) from error
+        device = pick_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if device == "cuda" else "float32"
         if dtype not in DTYPES:
@@ -123,3 +123,16 @@ class Checkpoint:
             for number in range(config.num_hidden_layers)
         ]
         return Context(self.model, cache, tokens[-1], layers)
+
+
+def pick_device(device: str) -> str:
+    """Names a device: "cuda" or "cpu"; "auto" takes a GPU if there is one.
+
+    Raises:
+        EvaluationError: there is no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError("--device cuda: there is no CUDA device; use --device cpu")
+    return device

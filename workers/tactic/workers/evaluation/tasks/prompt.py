@@ -17,7 +17,7 @@ from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
 _CONTEXT = "[[[CONTEXT]]]"
 _LEAST_ROOM = 256
-ANSWER_MARGIN = 24
+ANSWER_MARGIN = 16
 """Tokens that an answer may take beyond a right one."""
 CONTINUED = 128
 """Tokens whose loss the perplexity task measures."""
@@ -57,7 +57,7 @@ class PromptBuilder:
     style: Style
 
     def sample(self, task: str, length: int, seed: int, number: int) -> Sample:
-        """The `number`-th sample of a task whose prompt has at most `length` tokens, and nearly so many.
+        """The `number`-th sample of a task; prompt and answer take at most `length` tokens, and nearly so many.
 
         Raises:
             EvaluationError: the task is unknown, or its sentences do not fit the length.
@@ -69,26 +69,22 @@ class PromptBuilder:
             raise EvaluationError(f"--tasks {task} is unknown, use some of {', '.join(TASKS)}, {PERPLEXITY}")
         episode = TASKS[task](rng, self.haystack.words, self.style)
         before, after = (self._encode(part) for part in self._layout(episode))
-        room = length - len(before) - len(after)
+        gold = self._encode(episode.gold)
+        limit = len(gold) + ANSWER_MARGIN
+        room = length - len(before) - len(after) - limit
         if room < _LEAST_ROOM:
             raise EvaluationError(
                 f"--contexts {length} is too short for {task}: it leaves {room} tokens of text"
             )
         context = self._context(episode, rng, room)
-        gold = self._encode(episode.gold)
-        return Sample(task, [*before, *context, *after], gold, len(gold) + ANSWER_MARGIN, episode)
+        return Sample(task, [*before, *context, *after], gold, limit, episode)
 
     def _text(self, rng: Random, length: int) -> Sample:
         begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        kept = length - len(begin)
-        tokens = self.haystack.book.tokens
-        if len(tokens) < kept + CONTINUED:
-            raise EvaluationError(
-                f"--books: {kept + CONTINUED:,} tokens are needed for {PERPLEXITY} at {length:,}"
-            )
-        start = rng.randint(0, len(tokens) - kept - CONTINUED)
-        text = tokens[start : start + kept + CONTINUED].tolist()
-        return Sample(PERPLEXITY, begin + text[:kept], text[kept:], CONTINUED, None)
+        tokens, size = self.haystack.book.tokens, length - len(begin)
+        start = rng.randint(0, len(tokens) - size)
+        text = tokens[start : start + size].tolist()
+        return Sample(PERPLEXITY, begin + text[:-CONTINUED], text[-CONTINUED:], CONTINUED, None)
 
     def _layout(self, episode: Episode) -> tuple[str, str]:
         """What stands before and after the context."""
@@ -122,12 +118,12 @@ class PromptBuilder:
     def _compose(self, episode: Episode, seed: int, room: int) -> list[int]:
         """As many items as fit, or nearly: their number is scaled to the room, then lowered until they do."""
         assert callable(episode.fill)
-        count, shrink = 256, 0
+        count, shrink = 64, 0
         while True:
             ids = self._encode(episode.separator.join(episode.fill(Random(seed), count)))
             if len(ids) <= room and shrink:
                 return ids
-            scaled = int(count * room / len(ids)) - shrink
+            scaled = int(0.995 * count * room / len(ids)) - shrink
             if scaled < len(episode.planted):
                 raise EvaluationError(f"--contexts: {room} tokens of text are too few for this task")
             count, shrink = scaled, shrink + 1

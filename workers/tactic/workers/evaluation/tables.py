@@ -1,0 +1,194 @@
+"""Tables of many outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from math import exp
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tactic.workers.evaluation.analysis.interval import Interval
+from tactic.workers.evaluation.analysis.result import Cell, Row, Table
+from tactic.workers.evaluation.outcome import Outcome
+from tactic.workers.evaluation.ratio import ratio_interval
+
+DENSE = "dense"
+Key = tuple[int, str, float | None]
+
+
+def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """Every table for which there are outcomes."""
+    questions = [each for each in outcomes if each.score is not None]
+    texts = [each for each in outcomes if each.loss is not None]
+    tables = [method_table(outcomes)] if outcomes else []
+    tables += [task_table(questions)] if questions else []
+    tables += [perplexity_table(texts)] if texts else []
+    return tables + ([layer_table(outcomes)] if any(each.figures.heads for each in outcomes) else [])
+
+
+def method_table(outcomes: Sequence[Outcome]) -> Table:
+    """Accuracy beside what was read for it."""
+    rows: list[Row] = []
+    dense = _dense(outcomes)
+    for (context, method, threshold), group in _groups(outcomes):
+        asked = [each for each in group if each.score is not None]
+        lost = [(dense[_sample(each)].score or 0.0) - (each.score or 0.0) for each in asked]
+        rows.append(
+            {
+                "context": context,
+                "method": method,
+                "P": threshold,
+                "accuracy %": _scaled(100, asked, lambda each: each.score or 0.0),
+                "lost against dense, points": _interval([100 * each for each in lost], asked),
+                "worse / better": f"{sum(x > 0 for x in lost)} / {sum(x < 0 for x in lost)}",
+                "asked": len(asked),
+                "selected": _scaled(1, group, lambda each: each.figures.selected),
+                "oracle": _scaled(1, group, lambda each: each.figures.oracle),
+                "selected / oracle": _ratio(
+                    group, lambda each: each.figures.selected, lambda each: each.figures.oracle
+                ),
+                "ideal / oracle": _ratio(
+                    group, lambda each: each.figures.ideal, lambda each: each.figures.oracle
+                ),
+                "read %": _percent_read(group),
+                "share": _scaled(1, group, lambda each: each.figures.own_share),
+                "share, 5 %": float(np.mean([each.figures.low_share for each in group])),
+                "success %": _scaled(100, group, lambda each: each.figures.success),
+                "share read": _scaled(1, group, lambda each: each.figures.share),
+            }
+        )
+    return Table(
+        "Methods",
+        "Accuracy: mean share of expected strings that an answer holds, as RULER scores, over all tasks. "
+        "selected: positions a query head chose; oracle: fewest positions that reach P, of the same queries; "
+        "ideal: a perfect estimate on the method's own cluster order; read: positions a KV head read, the "
+        "union over its query heads, of those visible. share: true attention share of what a query head "
+        "selected (mean, and 5th percentile); success: how often it reached P; share read: of what its KV "
+        "head read. Sinks and tail are included. Means over decode steps, layers and heads; ± is half of a "
+        "95 % interval over contexts within tasks (Student's t). quest, window and topk read, per KV head "
+        "and layer, as many positions as the first tactic method listed here, unless --budget was given.",
+        rows,
+    )
+
+
+def task_table(outcomes: Sequence[Outcome]) -> Table:
+    """Accuracy by task, one column a method."""
+    columns = {(each.method, each.threshold): None for each in outcomes}
+    rows: list[Row] = []
+    ordered = sorted(outcomes, key=lambda each: (each.context, each.task))
+    for (context, task), group in groupby(ordered, key=lambda each: (each.context, each.task)):
+        found = list(group)
+        row: dict[str, Cell] = {"context": context, "task": task, "asked": len({_sample(e) for e in found})}
+        for method, threshold in columns:
+            scores = [e.score or 0.0 for e in found if (e.method, e.threshold) == (method, threshold)]
+            name = method if threshold is None else f"{method} {threshold:g}"
+            row[name] = 100 * sum(scores) / len(scores) if scores else None
+        rows.append(row)
+    return Table("Tasks", "Accuracy in % by task; columns are methods at their P.", rows)
+
+
+def perplexity_table(outcomes: Sequence[Outcome]) -> Table:
+    """Perplexity of text that goes on."""
+    dense = _dense(outcomes)
+    rows: list[Row] = []
+    for (context, method, threshold), group in _groups(outcomes):
+        more = [(each.loss or 0.0) - (dense[_sample(each)].loss or 0.0) for each in group]
+        rows.append(
+            {
+                "context": context,
+                "method": method,
+                "P": threshold,
+                "perplexity": exp(sum(each.loss or 0.0 for each in group) / len(group)),
+                "loss above dense, nats": _interval(more, group),
+                "texts": len(group),
+                "read %": _percent_read(group),
+            }
+        )
+    return Table(
+        "Perplexity",
+        "Of the next 128 tokens of a book, each decoded by the method. ± is half of a 95 % "
+        "interval over texts (Student's t).",
+        rows,
+    )
+
+
+def layer_table(outcomes: Sequence[Outcome]) -> Table:
+    """Success and reads by layer; heads are in the JSON's `data`."""
+    rows: list[Row] = []
+    for (context, method, threshold), group in _groups([each for each in outcomes if each.figures.heads]):
+        by_name = {name: _head_means(group, name) for name in ("selected", "oracle", "success")}
+        for layer in range(len(by_name["success"])):
+            selected, oracle, success = (by_name[name][layer] for name in ("selected", "oracle", "success"))
+            rows.append(
+                {
+                    "context": context,
+                    "method": method,
+                    "P": threshold,
+                    "layer": layer,
+                    "selected": float(selected.mean()),
+                    "oracle": float(oracle.mean()),
+                    "selected / oracle": float(selected.sum() / oracle.sum()),
+                    "success %": float(100 * success.mean()),
+                    "weakest head, success %": float(100 * success.min()),
+                }
+            )
+    return Table("Layers", "The same by layer: means over contexts, decode steps and query heads.", rows)
+
+
+def head_figures(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """Means over contexts for each layer and query head, `[L][Hq]`, of methods that estimate."""
+    return [
+        {"context": context, "method": method, "P": threshold}
+        | {name: _head_means(group, name).round(4).tolist() for name in ("selected", "oracle", "success")}
+        for (context, method, threshold), group in _groups([each for each in outcomes if each.figures.heads])
+    ]
+
+
+def _groups(outcomes: Iterable[Outcome]) -> list[tuple[Key, list[Outcome]]]:
+    """Outcomes by context, method and threshold; contexts ascending, else in the order of the run."""
+    found: dict[Key, list[Outcome]] = {}
+    for each in outcomes:
+        found.setdefault((each.context, each.method, each.threshold), []).append(each)
+    return sorted(found.items(), key=lambda item: item[0][0])
+
+
+def _sample(outcome: Outcome) -> tuple[int, str, int]:
+    return outcome.context, outcome.task, outcome.seed
+
+
+def _dense(outcomes: Iterable[Outcome]) -> dict[tuple[int, str, int], Outcome]:
+    return {_sample(each): each for each in outcomes if each.method == DENSE}
+
+
+def _interval(values: Sequence[float], of: Sequence[Outcome]) -> Interval | None:
+    return ratio_interval(values, [1.0] * len(values), [each.task for each in of]) if values else None
+
+
+def _scaled(
+    factor: float, group: Sequence[Outcome], value: Callable[[Outcome], float | None]
+) -> Interval | None:
+    values = [value(each) for each in group]
+    return _interval([factor * x for x in values if x is not None], group) if None not in values else None
+
+
+def _ratio(
+    group: Sequence[Outcome],
+    above: Callable[[Outcome], float | None],
+    below: Callable[[Outcome], float | None],
+) -> Interval | None:
+    pairs = [(above(each), below(each)) for each in group]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    return ratio_interval([x for x, _ in known], [y for _, y in known], [each.task for each in group])
+
+
+def _percent_read(group: Sequence[Outcome]) -> float:
+    return 100 * sum(each.figures.read for each in group) / sum(each.figures.visible for each in group)
+
+
+def _head_means(group: Sequence[Outcome], name: str) -> NDArray[np.float64]:
+    stacked: NDArray[np.float64] = np.array([each.figures.heads[name] for each in group])
+    return np.asarray(stacked.mean(0))
