@@ -10,16 +10,13 @@ class Capture:
     """Decode steps after one context.
 
     Attributes:
-        text: what the context is made of, e.g. the name of a book.
+        text: what it is made of: the name of a task.
+        context: length that was asked for; the prompt may be a few tokens shorter.
         seed: that chose it.
         layers: the queries of all layers at the same positions, and the keys they see.
     """
 
     text: str
+    context: int
     seed: int
     layers: tuple[Step, ...]
-
-    @property
-    def context(self) -> int:
-        """Positions before the first query: what is clustered."""
-        return self.layers[0].first

@@ -11,33 +11,31 @@ from tactic.kernels.estimators import ESTIMATORS, make_estimator
 from tactic.kernels.index import CLUSTER_SIZES, DecodeOptions
 from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.cost import decode_ms
-from tactic.workers.evaluation.analysis.index import ContextIndex
-from tactic.workers.evaluation.analysis.question import Question
-from tactic.workers.evaluation.analysis.result import Table
+from tactic.workers.evaluation.analysis.question import CaptureQuestion
+from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
+from tactic.workers.evaluation.index import BuildIndex, Index
 from tactic.workers.evaluation.layer import Step
 
 
 @dataclass
-class ClusterSize(Question):
+class ClusterSize(CaptureQuestion):
     """Selection quality by estimator, and what the index and a decode step cost.
 
     Attributes:
         threshold: P.
         estimator: id of the one whose decode step is timed.
-        sinks: first positions that are always read.
     """
 
     name: ClassVar[str] = "cluster-size"
     threshold: float
     estimator: int
-    sinks: int = 16
     _quality: Samples = field(default_factory=Samples)
     _cost: Samples = field(default_factory=Samples)
 
     def add(self, capture: Capture) -> None:
-        """See `Question.add`."""
+        """See `CaptureQuestion.add`."""
         options = DecodeOptions.create(1)
         for size in CLUSTER_SIZES:
             outcomes: dict[str, list[Outcome]] = {kind.name: [] for kind in ESTIMATORS}
@@ -45,14 +43,18 @@ class ClusterSize(Question):
             for step in capture.layers:
                 index, took = _timed_build(step, size)
                 seconds += took
-                index_bytes += index.bytes
+                index_bytes += index.arena.units * index.arena.bytes_per_unit
                 kv_bytes += 2 * step.keys[: step.first].nbytes
-                seen = IndexedStep(step, index.gather(self.sinks))
+                seen = IndexedStep(step, index.clusters, self.threshold)
                 for number, kind in enumerate(ESTIMATORS):
-                    chosen = seen.choose(make_estimator(number, options), self.threshold)
-                    outcomes[kind.name].append(seen.outcome(chosen, self.threshold))
+                    chosen = seen.choose(make_estimator(number, options))
+                    outcomes[kind.name].append(seen.outcome(chosen))
             for name, found in outcomes.items():
-                condition = {"context": capture.context, "cluster size": size, "estimator": name}
+                condition: dict[str, Cell] = {
+                    "context": capture.context,
+                    "cluster size": size,
+                    "estimator": name,
+                }
                 self._quality.add(condition, Outcome.cat(found).summary())
             self._cost.add(
                 {"context": capture.context, "cluster size": size},
@@ -65,7 +67,7 @@ class ClusterSize(Question):
             )
 
     def tables(self) -> Sequence[Table]:
-        """See `Question.tables`."""
+        """See `Answer.tables`."""
         name = ESTIMATORS[self.estimator].name
         return [
             Table(
@@ -84,7 +86,7 @@ class ClusterSize(Question):
         ]
 
     def _decode_times(self, step: Step, size: int) -> dict[str, float]:
-        index = ContextIndex.build(step.keys, step.first, cluster_size=size)
+        index = step.layer.structure(BuildIndex(size))
         device = step.keys.device
 
         def timed(*, dense: bool) -> float:
@@ -94,20 +96,20 @@ class ClusterSize(Question):
                 estimator=self.estimator,
                 dense=dense,
                 device=device,
-                sinks=self.sinks,
+                sinks=step.layer.sinks,
             )
             return decode_ms(step, index, options)
 
         return {"decode ms": timed(dense=False), "dense ms": timed(dense=True)}
 
 
-def _timed_build(step: Step, size: int) -> tuple[ContextIndex, float]:
+def _timed_build(step: Step, size: int) -> tuple[Index, float]:
     """A layer's index, and the seconds that it took."""
     cuda = step.keys.is_cuda
     if cuda:
         torch.cuda.synchronize()
     begin = perf_counter()
-    index = ContextIndex.build(step.keys, step.first, cluster_size=size)
+    index = BuildIndex(size)(step.layer)
     if cuda:
         torch.cuda.synchronize()
     return index, perf_counter() - begin

@@ -1,18 +1,18 @@
 """Question (d): how good the clusters are, beside positional blocks and k-means without segments."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tactic.workers.evaluation.analysis.capture import Capture
-from tactic.workers.evaluation.analysis.index import ContextIndex, Partition
-from tactic.workers.evaluation.analysis.partitions import global_kmeans, positional
-from tactic.workers.evaluation.analysis.question import Question
+from tactic.workers.evaluation.analysis.partitions import Partition, global_kmeans
+from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.weights import oracle_count, oracle_cut
 
@@ -22,24 +22,22 @@ _SAMPLED_KEYS = 128
 
 
 @dataclass
-class ClusterQuality(Question):
+class ClusterQuality(CaptureQuestion):
     """Silhouette, rank recall and what a perfect estimate on each order has to read.
 
     Attributes:
         threshold: P.
         cluster_size: average members of a cluster.
-        sinks: first positions that are always read.
     """
 
     name: ClassVar[str] = "clusters"
     threshold: float
     cluster_size: int = 32
-    sinks: int = 16
     _by_context: Samples = field(default_factory=Samples)
     _by_text: Samples = field(default_factory=Samples)
 
     def add(self, capture: Capture) -> None:
-        """See `Question.add`."""
+        """See `CaptureQuestion.add`."""
         sums: dict[str, dict[str, float]] = {}
         for step in capture.layers:
             for name, partition in self._partitions(step).items():
@@ -55,7 +53,7 @@ class ClusterQuality(Question):
             self._by_text.add({"text": capture.text, **condition}, values)
 
     def tables(self) -> Sequence[Table]:
-        """See `Question.tables`."""
+        """See `Answer.tables`."""
         note = (
             "What was asked: whether keys of one cluster belong together, and whether the order of clusters "
             f"finds what the oracle reads at P = {self.threshold}, average size {self.cluster_size}. "
@@ -69,18 +67,19 @@ class ClusterQuality(Question):
         ]
 
     def _partitions(self, step: Step) -> dict[str, Partition]:
-        length, size = step.first, self.cluster_size
-        segmented = ContextIndex.build(step.keys, length, cluster_size=size)
+        size = self.cluster_size
         return {
-            "k-means, segments": Partition.of_index(segmented.gather(0)),
-            "k-means, global": global_kmeans(step.keys, length, size),
-            "positional blocks": positional(step.keys, length, size),
+            "k-means, segments": Partition.of_index(step.layer.structure(BuildIndex(size)).clusters),
+            "k-means, global": global_kmeans(step.layer.keys, size),
+            "positional blocks": Partition.of_index(
+                step.layer.structure(BuildIndex(size, grouping="positional")).clusters
+            ),
         }
 
     def _figures(self, step: Step, partition: Partition, seed: int) -> dict[str, float]:
         heads, group, steps, _ = step.query.shape
         weights = torch.exp(step.logits - step.total[..., None]).flatten(0, 2)
-        ranked = without_sinks(partition, self.sinks)
+        ranked = partition.without(step.layer.sinks)
         scores = torch.bmm(step.query.flatten(1, 2), partition.centroids.mT).flatten(0, 1)
         order = scores.argsort(-1, descending=True)
         sizes = ranked.sizes.repeat_interleave(group * steps, 0).gather(1, order)
@@ -96,13 +95,6 @@ class ClusterQuality(Question):
             "oracle": oracle_count(weights, self.threshold).double().mean().item(),
             "tokens": (needed.sum(-1) + always).double().mean().item(),
         }
-
-
-def without_sinks(partition: Partition, sinks: int) -> Partition:
-    """The same clusters; the first positions are in none."""
-    labels = partition.labels.clone()
-    labels[:, :sinks] = partition.count
-    return replace(partition, labels=labels)
 
 
 def rank_recall(wanted: Tensor, sizes: Tensor, multiples: Sequence[int]) -> list[float]:

@@ -8,13 +8,13 @@ import torch
 
 from tactic.kernels.decode import decode
 from tactic.kernels.index import DecodeOptions
-from tactic.workers.evaluation.analysis.index import ContextIndex
+from tactic.workers.evaluation.index import Index
 from tactic.workers.evaluation.layer import Step
 
 _REPEATS = 15
 
 
-def decode_ms(step: Step, index: ContextIndex, options: DecodeOptions) -> float:
+def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
     """Median milliseconds of the first query's decode step, by what serves on the device.
 
     Args:
@@ -69,7 +69,7 @@ def _median_ms(call: Callable[[], object]) -> float:
 
 def _median_graph_ms(call: Callable[[], object], calls: int = 20) -> float:
     """As a part of a replayed CUDA graph, as in serving; the keys stay in the cache between the calls."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
@@ -79,12 +79,16 @@ def _median_graph_ms(call: Callable[[], object], calls: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(calls):
             call()
-    times = []
+    times: list[float] = []
     for _ in range(_REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = _event(), _event()
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / calls)
     return median(times)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's stubs

@@ -10,16 +10,13 @@ from torch import Tensor
 
 from tactic.kernels.estimators import Evidence, Exact, Fit
 from tactic.kernels.estimators.fit import fit_curve
-from tactic.kernels.index import RequestIndex
 from tactic.workers.evaluation.analysis.capture import Capture
-from tactic.workers.evaluation.analysis.index import ContextIndex
 from tactic.workers.evaluation.analysis.kinds import KINDS, classify
-from tactic.workers.evaluation.analysis.question import Question
+from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import Samples
 from tactic.workers.evaluation.analysis.selection import ROUNDING, IndexedStep, quantile
-from tactic.workers.evaluation.layer import Step
-from tactic.workers.evaluation.weights import oracle_count
+from tactic.workers.evaluation.index import BuildIndex
 
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Ranks at which the curves are compared, as shares of all ranks."""
@@ -63,23 +60,24 @@ class _Cases:
 
 
 @dataclass
-class FitQuality(Question):
+class FitQuality(CaptureQuestion):
     """Estimated against true cumulative share, by kind of head.
 
     Attributes:
         threshold: P.
-        sinks: first positions that are always read.
     """
 
     name: ClassVar[str] = "fit"
     threshold: float
-    sinks: int = 16
     _samples: Samples = field(default_factory=Samples)
     _residuals: dict[tuple[int, str], list[Tensor]] = field(default_factory=dict)
 
     def add(self, capture: Capture) -> None:
-        """See `Question.add`."""
-        found = [self._cases(IndexedStep(step, self._index(step))) for step in capture.layers]
+        """See `CaptureQuestion.add`."""
+        found = [
+            self._cases(IndexedStep(step, step.layer.structure(BuildIndex()).clusters, self.threshold))
+            for step in capture.layers
+        ]
         cases = _Cases(
             *(torch.cat(values) for values in zip(*(vars(one).values() for one in found), strict=True))
         )
@@ -92,19 +90,20 @@ class FitQuality(Question):
                 self._add(capture.context, name, cases.where(chosen), chosen.double().mean().item())
 
     def tables(self) -> Sequence[Table]:
-        """See `Question.tables`."""
+        """See `Answer.tables`."""
         fit = Fit()
         return [
             Table(
                 "The fitted curve against the true weights",
-                f"What was asked: how far the estimate of `fit` is from the truth at P = {self.threshold}, by "
-                "kind of case (query, layer, head); kinds are defined in `kinds.classify`. Total: estimated / "
-                "true weight of all ranks (geometric mean). Residual: estimated less true cumulative share, "
-                "mean of the absolute values over the ranks beyond the exact prefix. At the cut: true share "
-                "less the estimated one where the selection ends. Tokens / perfect: selected, beside a perfect "
-                "estimate on the same order. Fallbacks: flat: a would be negative and is 0; ends early: b is "
-                "negative and the curve 0 from its root on; all computed: fewer ranks than would be sampled "
-                f"(≤ {2 * fit.window} + {fit.exact_fraction:.0%}); all read: nothing is left out.",
+                f"What was asked: how far the estimate of `fit` is from the truth at P = {self.threshold}, "
+                "by kind of case (query, layer, head); kinds are defined in `kinds.classify`. Total: "
+                "estimated / true weight of all ranks (geometric mean). Residual: estimated less true "
+                "cumulative share, mean of the absolute values over the ranks beyond the exact prefix. At "
+                "the cut: true share less the estimated one where the selection ends. Tokens / perfect: "
+                "selected, beside a perfect estimate on the same order. Fallbacks: flat: a would be negative "
+                "and is 0; ends early: b is negative and the curve 0 from its root on; all computed: fewer "
+                f"ranks than would be sampled (≤ {2 * fit.window} + {fit.exact_fraction:.0%}); all read: "
+                "nothing is left out.",
                 self._samples.rows(),
             )
         ]
@@ -125,9 +124,6 @@ class FitQuality(Question):
             )
         return {"rank shares": GRID, "residuals": curves}
 
-    def _index(self, step: Step) -> RequestIndex:
-        return ContextIndex.build(step.keys, step.first).gather(self.sinks)
-
     def _cases(self, seen: IndexedStep) -> _Cases:
         evidence, fit = seen.evidence, _Probe()
         ranking, n = evidence.ranking, seen.index.ranks
@@ -139,7 +135,6 @@ class FitQuality(Question):
         grid = torch.tensor([max(1, round(share * n)) for share in GRID], device=ranks.device)
         places = torch.searchsorted(ranking.ends, grid.expand(len(ranks), -1).contiguous()) + 1
         ranked = seen.weights.gather(1, ranking.positions(torch.arange(n, device=ranks.device)))
-        oracle = oracle_count(seen.weights, self.threshold)
         prefix = seen.always_share + ranked[:, : ceil(fit.exact_fraction * n)].sum(-1)
         coefficients = fit.coefficients(evidence)
         never = torch.zeros_like(seen.always_share)
@@ -148,7 +143,7 @@ class FitQuality(Question):
             a, b = coefficients
             flat, ends_early = (a == 0).float(), (b < 0).float()
         return _Cases(
-            kind=classify(ranked, oracle, seen.always + n, prefix, self.threshold),
+            kind=classify(ranked, seen.oracle, seen.always + n, prefix, self.threshold),
             residual=seen_share.gather(1, places) - true_share.gather(1, places),
             total=estimated[:, -1] - true[:, -1],
             cut_error=at_cut - seen_share.gather(1, end[:, None]).squeeze(1),

@@ -11,49 +11,46 @@ from torch import Tensor
 from tactic.kernels.estimators import Estimator, Evidence, make_estimator
 from tactic.kernels.index import DecodeOptions
 from tactic.workers.evaluation.analysis.capture import Capture
-from tactic.workers.evaluation.analysis.index import ContextIndex
-from tactic.workers.evaluation.analysis.question import Question
+from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
+from tactic.workers.evaluation.index import BuildIndex
 
 ALMOST_ALL = 0.5
 """A KV head that reads more than this share of what is visible gains little from selecting."""
 
 
 @dataclass
-class GroupedQueries(Question):
+class GroupedQueries(CaptureQuestion):
     """Divergence inside a group, and what one shared cut would read instead.
 
     Attributes:
         threshold: P.
         estimator: id of the one that selects.
-        sinks: first positions that are always read.
     """
 
     name: ClassVar[str] = "gqa"
     threshold: float
     estimator: int
-    sinks: int = 16
     _divergence: Samples = field(default_factory=Samples)
     _rules: Samples = field(default_factory=Samples)
 
     def add(self, capture: Capture) -> None:
-        """See `Question.add`."""
+        """See `CaptureQuestion.add`."""
         estimator = make_estimator(self.estimator, DecodeOptions.create(1))
         reads: dict[str, list[Tensor]] = {}
         outcomes: dict[str, list[Outcome]] = {}
+        divergence: list[dict[str, float]] = []
         for step in capture.layers:
             heads, group, steps, _ = step.query.shape
-            index = ContextIndex.build(step.keys, step.first)
-            seen = IndexedStep(step, index.gather(self.sinks))
-            chosen = seen.choose(estimator, self.threshold).view(heads, group, steps, -1)
+            seen = IndexedStep(step, step.layer.structure(BuildIndex()).clusters, self.threshold)
+            chosen = seen.choose(estimator).view(heads, group, steps, -1)
             sizes = seen.index.sizes[:, None]
             union = (chosen.any(1) * sizes).sum(-1)
             alone = (chosen * sizes[:, None]).sum(-1)
             read = (union + seen.always.view(heads, group, steps)[:, 0]) / step.visible.sum(-1)
-            self._divergence.add(
-                {"context": capture.context, "layer": step.layer.number},
+            divergence.append(
                 {
                     "jaccard": jaccard(chosen, sizes).mean().item(),
                     "selected": alone.double().mean().item(),
@@ -62,14 +59,17 @@ class GroupedQueries(Question):
                     "read share": read.mean().item(),
                     "highest read share": read.max().item(),
                     "cases above half": (read > ALMOST_ALL).double().mean().item(),
-                },
+                }
             )
             for rule, shared in self._shared(seen, estimator, chosen):
                 everyone = shared[:, None].expand_as(chosen).flatten(0, 2)
-                outcome = seen.outcome(everyone, self.threshold)
+                outcome = seen.outcome(everyone)
                 outcomes.setdefault(rule, []).append(outcome)
                 by_group = outcome.tokens.view(heads, group, steps)[:, 0]
                 reads.setdefault(rule, []).append((by_group / step.visible.sum(-1)).flatten())
+        names = ["all", *(str(step.layer.number) for step in capture.layers)]
+        for layer, values in zip(names, [_mean(divergence), *divergence], strict=True):
+            self._divergence.add({"context": capture.context, "layer": layer}, values)
         for rule, found in outcomes.items():
             read = torch.cat(reads[rule])
             summary = Outcome.cat(found).summary()
@@ -87,14 +87,15 @@ class GroupedQueries(Question):
             )
 
     def tables(self) -> Sequence[Table]:
-        """See `Question.tables`."""
+        """See `Answer.tables`."""
         return [
             Table(
                 "Divergence inside a group",
                 f"What was asked: how far the selections of query heads that share a KV head differ at P = "
-                f"{self.threshold}. Jaccard: positions that two heads both select / that either selects, mean "
-                "of all pairs; inflation: union / mean selection, 1 if they agree and the group's size if they "
-                "are disjoint; both without sinks and tail. Read share: of the visible positions, with them.",
+                f"{self.threshold}. Jaccard: positions that two heads both select / that either selects, "
+                "mean of all pairs; inflation: union / mean selection, 1 if they agree and the group's size "
+                "if they are disjoint; both without sinks and tail. Read share: of the visible positions, "
+                "with them.",
                 self._divergence.rows(),
             ),
             Table(
@@ -121,6 +122,14 @@ class GroupedQueries(Question):
         yield "sum, mean reaches P", cut(by_sum, mass.mean(1), attended.mean(1), self.threshold)
         yield "sum, every head reaches P", cut_for_all(by_sum, mass, attended, self.threshold)
         yield "max, every head reaches P", cut_for_all(by_max, mass, attended, self.threshold)
+
+
+def _mean(layers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the layers; of the highest the highest, of the inflation that of the sums."""
+    values = {name: sum(layer[name] for layer in layers) / len(layers) for name in layers[0]}
+    values["highest read share"] = max(layer["highest read share"] for layer in layers)
+    values["inflation"] = values["union"] / values["selected"] if values["selected"] else 1.0
+    return values
 
 
 def jaccard(chosen: Tensor, sizes: Tensor) -> Tensor:

@@ -35,5 +35,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
     count = len(values)
     if count < 3:
         return Interval(fmean(values), None)
-    quantile = _STUDENT[count - 2] if count - 1 <= len(_STUDENT) else _NORMAL
-    return Interval(fmean(values), quantile * stdev(values) / sqrt(count))
+    return Interval(fmean(values), student_quantile(count - 1) * stdev(values) / sqrt(count))
+
+
+def student_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t with so many degrees of freedom, at least 1."""
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _NORMAL

@@ -1,4 +1,4 @@
-"""A question that captures answer."""
+"""What a question is to the sub-commands."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,19 +8,24 @@ from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.result import Table
 
 
-class Question(ABC):
-    """Looks at one capture after the other, then gives its tables."""
+class Answer(ABC):
+    """What has been found out so far."""
 
     name: ClassVar[str]
-
-    @abstractmethod
-    def add(self, capture: Capture) -> None:
-        """Measures one context; only figures are kept."""
+    """Of the sub-command and the result files."""
 
     @abstractmethod
     def tables(self) -> Sequence[Table]:
-        """The answer so far; the first table is what the plot shows."""
+        """The figures; the first table is what the plot shows."""
 
     def data(self) -> dict[str, Any]:
         """What the plot needs beyond the tables."""
         return {}
+
+
+class CaptureQuestion(Answer):
+    """A question that looks at one capture after the other."""
+
+    @abstractmethod
+    def add(self, capture: Capture) -> None:
+        """Measures one context; only figures are kept."""

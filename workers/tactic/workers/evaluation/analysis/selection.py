@@ -11,7 +11,7 @@ from tactic.kernels.estimators import Estimator, Evidence
 from tactic.kernels.index import RequestIndex
 from tactic.kernels.ranking import rank
 from tactic.kernels.selection import select
-from tactic.workers.evaluation.analysis.index import Partition
+from tactic.workers.evaluation.analysis.partitions import Partition
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.weights import oracle_count
 
@@ -23,10 +23,16 @@ class IndexedStep:
     """Queries and the index they are ranked by; what is known before and after the keys are read.
 
     The H * G * m queries are handled as one step with G * m query heads per KV head: R rows, KV head first.
+
+    Attributes:
+        step: the queries and the keys that they see.
+        index: clusters of the first positions.
+        threshold: P.
     """
 
     step: Step
     index: RequestIndex
+    threshold: float
 
     @cached_property
     def partition(self) -> Partition:
@@ -71,17 +77,22 @@ class IndexedStep:
         """Members of each cluster, `[R, K]` int64."""
         return self.index.sizes.repeat_interleave(len(self.weights) // len(self.index.sizes), 0)
 
-    def choose(self, estimator: Estimator, threshold: float) -> Tensor:
-        """Clusters that each row selects, `[R, K]` bool."""
-        return select(self.evidence.ranking, estimator.ranks(self.evidence, threshold))
+    @cached_property
+    def oracle(self) -> Tensor:
+        """The fewest positions that hold P, `[R]` int64."""
+        return oracle_count(self.weights, self.threshold)
 
-    def outcome(self, chosen: Tensor, threshold: float) -> "Outcome":
+    def choose(self, estimator: Estimator) -> Tensor:
+        """Clusters that each row selects, `[R, K]` bool."""
+        return select(self.evidence.ranking, estimator.ranks(self.evidence, self.threshold))
+
+    def outcome(self, chosen: Tensor) -> "Outcome":
         """What reading the clusters `[R, K]` bool, the sinks and the tail is worth."""
         return Outcome(
-            threshold,
+            self.threshold,
             tokens=(self.sizes * chosen).sum(-1) + self.always,
             share=(self.mass * chosen).sum(-1) + self.always_share,
-            oracle=oracle_count(self.weights, threshold),
+            oracle=self.oracle,
         )
 
     def _always(self, values: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 
 from tactic.kernels.estimators import Estimator, Fit, make_estimator
-from tactic.kernels.index import DecodeOptions
+from tactic.kernels.index import DecodeOptions, RequestIndex
 from tactic.workers.evaluation.analysis.capture import Capture
-from tactic.workers.evaluation.analysis.index import ContextIndex
-from tactic.workers.evaluation.analysis.question import Question
-from tactic.workers.evaluation.analysis.result import Table
+from tactic.workers.evaluation.analysis.question import CaptureQuestion
+from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
+from tactic.workers.evaluation.index import BuildIndex
 
 WINDOWS = ((0.05, 0.5), (0.1, 0.3), (0.1, 0.6), (0.2, 0.8))
 WINDOW_LENGTHS = (16, 32, 64, 128)
@@ -32,7 +32,7 @@ class _Variant:
 
 
 @dataclass
-class Sensitivity(Question):
+class Sensitivity(CaptureQuestion):
     """One setting at a time is moved away from its default.
 
     Attributes:
@@ -46,17 +46,18 @@ class Sensitivity(Question):
     _samples: Samples = field(default_factory=Samples)
 
     def add(self, capture: Capture) -> None:
-        """See `Question.add`."""
+        """See `CaptureQuestion.add`."""
         variants = list(self._variants())
         outcomes: dict[_Variant, list[Outcome]] = {variant: [] for variant in variants}
         for step in capture.layers:
-            index = ContextIndex.build(step.keys, step.first)
+            index = step.layer.structure(BuildIndex())
             for sinks in SINKS:
-                seen = IndexedStep(step, index.gather(sinks))
+                seen = IndexedStep(
+                    step, RequestIndex.gather(index.arena, index.table, 0, sinks=sinks), self.threshold
+                )
                 for variant in variants:
                     if variant.sinks == sinks:
-                        chosen = seen.choose(variant.estimator, self.threshold)
-                        outcomes[variant].append(seen.outcome(chosen, self.threshold))
+                        outcomes[variant].append(seen.outcome(seen.choose(variant.estimator)))
         for variant, by_layer in outcomes.items():
             self._add(capture, variant.setting, variant.value, by_layer)
 
@@ -71,7 +72,7 @@ class Sensitivity(Question):
             self._add(capture, f"{name}: dense first layers", str(dense), joined)
 
     def tables(self) -> Sequence[Table]:
-        """See `Question.tables`."""
+        """See `Answer.tables`."""
         note = (
             f"What was asked: how much each setting matters at P = {self.threshold}, the others at their "
             f"defaults (windows {Fit.windows}, {Fit.window} ranks each, exact prefix {Fit.exact_fraction}, "
@@ -92,7 +93,7 @@ class Sensitivity(Question):
             yield _Variant(f"{estimator.name}: sinks", str(sinks), estimator, sinks)
 
     def _add(self, capture: Capture, setting: str, value: str, by_layer: Sequence[Outcome]) -> None:
-        condition = {"setting": setting, "value": value, "context": capture.context}
+        condition: dict[str, Cell] = {"setting": setting, "value": value, "context": capture.context}
         self._samples.add(condition, Outcome.cat(by_layer).summary())
 
 

@@ -1,0 +1,159 @@
+"""The sub-commands of `tactic eval` that answer questions (b) to (g)."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from tactic.kernels.estimators import NAMES, estimator_id
+from tactic.workers.config import IndexConfig
+from tactic.workers.evaluation.analysis.cluster_size import ClusterSize
+from tactic.workers.evaluation.analysis.clusters import ClusterQuality
+from tactic.workers.evaluation.analysis.contexts import captures, continuations
+from tactic.workers.evaluation.analysis.fit import FitQuality
+from tactic.workers.evaluation.analysis.gqa import GroupedQueries
+from tactic.workers.evaluation.analysis.question import Answer, CaptureQuestion
+from tactic.workers.evaluation.analysis.refresh import RefreshInterval
+from tactic.workers.evaluation.analysis.result import Result, device_name
+from tactic.workers.evaluation.analysis.sensitivity import Sensitivity
+from tactic.workers.evaluation.arguments import (
+    add_contexts,
+    add_model,
+    add_output,
+    load_checkpoint,
+    positive,
+    share,
+    tokens,
+)
+from tactic.workers.evaluation.model import Checkpoint
+from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
+
+QUESTIONS: dict[str, tuple[str, Callable[[Namespace], CaptureQuestion]]] = {
+    ClusterSize.name: (
+        "quality and cost of clusters of 16, 32 and 64 keys",
+        lambda arguments: ClusterSize(arguments.threshold, estimator_id(arguments.estimator)),
+    ),
+    FitQuality.name: (
+        "the fitted curve against the true weights",
+        lambda arguments: FitQuality(arguments.threshold),
+    ),
+    ClusterQuality.name: (
+        "k-means in segments, global k-means and positional blocks",
+        lambda arguments: ClusterQuality(arguments.threshold),
+    ),
+    GroupedQueries.name: (
+        "selections inside a group of query heads",
+        lambda arguments: GroupedQueries(arguments.threshold, estimator_id(arguments.estimator)),
+    ),
+    Sensitivity.name: (
+        "windows, exact prefix, sinks, dense first layers",
+        lambda arguments: Sensitivity(arguments.threshold, estimator_id(arguments.estimator)),
+    ),
+}
+"""What captures answer, by sub-command: its summary, and how to begin."""
+_TEXTS = (PERPLEXITY, "niah_single_2", "niah_multikey_2", "vt")
+_INTERVALS = (512, 1024, 2048, 4096)
+
+
+def register(subparsers: Any) -> None:
+    """Adds the sub-commands; each sets `run`, from the parsed arguments to the exit status."""
+    for name, (summary, _) in QUESTIONS.items():
+        parser = subparsers.add_parser(name, help=summary, description=summary)
+        _add_common(parser)
+        _add_captures(parser)
+        parser.set_defaults(run=partial(_run, [name]))
+    summary = "how often the index must be refreshed in a long generation"
+    parser = subparsers.add_parser(RefreshInterval.name, help=summary, description=summary)
+    _add_common(parser)
+    _add_generation(parser)
+    parser.set_defaults(run=partial(_run, [RefreshInterval.name]))
+    summary = f"{', '.join(QUESTIONS)} and {RefreshInterval.name}; each context is prefilled once"
+    parser = subparsers.add_parser("all", help=summary, description=summary)
+    _add_common(parser)
+    _add_captures(parser)
+    _add_generation(parser)
+    parser.add_argument(
+        "--refresh-contexts",
+        type=tokens,
+        nargs="+",
+        default=[8192],
+        metavar="TOKENS",
+        help=f"--contexts of {RefreshInterval.name} [default: 8192]",
+    )
+    parser.set_defaults(run=partial(_run, [RefreshInterval.name, *QUESTIONS]))
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    add_model(parser)
+    add_contexts(parser, contexts=(4096, 16384))
+    add_output(parser)
+    parser.add_argument("--threshold", type=share, default=0.9, metavar="P", help="[default: 0.9]")
+    usual = IndexConfig().estimator
+    parser.add_argument("--estimator", choices=NAMES, default=usual, help=f"[default: {usual}]")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="N",
+        help="begin no further context after N seconds; what was measured is written",
+    )
+
+
+def _add_captures(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--texts",
+        nargs="+",
+        choices=(PERPLEXITY, *TASKS),
+        default=list(_TEXTS),
+        metavar="TASK",
+        help=f"tasks that make the contexts and what is decoded after them [default: {' '.join(_TEXTS)}]",
+    )
+    parser.add_argument(
+        "--queries", type=positive, default=32, help="decode steps looked at after a context [default: 32]"
+    )
+
+
+def _add_generation(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--generate", type=tokens, default=8192, metavar="TOKENS", help="length [default: 8192]"
+    )
+    parser.add_argument(
+        "--intervals",
+        type=tokens,
+        nargs="+",
+        default=list(_INTERVALS),
+        metavar="STEPS",
+        help=f"decode steps between two refreshes [default: {' '.join(map(str, _INTERVALS))}]",
+    )
+
+
+def _run(names: Sequence[str], arguments: Namespace) -> int:
+    began = monotonic()
+    checkpoint = load_checkpoint(arguments)
+    deadline = began + arguments.seconds if arguments.seconds else float("inf")
+    for name in names:
+        if name == RefreshInterval.name:
+            refresh = RefreshInterval(arguments.threshold, arguments.estimator, arguments.intervals)
+            for context, continuation in continuations(arguments, checkpoint, deadline):
+                refresh.add(context, continuation)
+            _write(refresh, arguments, checkpoint, monotonic() - began)
+    began = monotonic()
+    questions = [QUESTIONS[name][1](arguments) for name in names if name in QUESTIONS]
+    if questions:
+        for capture in captures(arguments, checkpoint, deadline):
+            for question in questions:
+                question.add(capture)
+    for question in questions:
+        _write(question, arguments, checkpoint, monotonic() - began)
+    return 0
+
+
+def _write(answer: Answer, arguments: Namespace, checkpoint: Checkpoint, seconds: float) -> None:
+    used = {name: value for name, value in vars(arguments).items() if name != "run"}
+    device = device_name(checkpoint.device)
+    result = Result(answer.name, used, answer.tables(), device, seconds, answer.data())
+    print(f"{result.write(arguments.out)}", file=sys.stderr)
+    print(result.as_markdown())
