@@ -50,8 +50,8 @@ class Checkpoint:
             sinks: first positions that every method reads.
 
         Raises:
-            EvaluationError: there is no checkpoint, it is of a kind that Tactic does not serve, or `device` or
-                `dtype` can't be used.
+            EvaluationError: there is no checkpoint, Tactic does not serve its kind, or `device` or `dtype`
+                can't be used.
         """
         try:
             check_checkpoint(str(path))

@@ -57,7 +57,7 @@ class PromptBuilder:
     style: Style
 
     def sample(self, task: str, length: int, seed: int, number: int) -> Sample:
-        """The `number`-th sample of a task; prompt and answer take at most `length` tokens, and nearly so many.
+        """The `number`-th sample of a task; prompt and answer take `length` tokens, or a few less.
 
         Raises:
             EvaluationError: the task is unknown, or its sentences do not fit the length.
