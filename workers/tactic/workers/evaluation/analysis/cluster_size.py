@@ -13,7 +13,7 @@ from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.cost import decode_ms
 from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
-from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.samples import INTERVALS, Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
 from tactic.workers.evaluation.index import BuildIndex, Index
 from tactic.workers.evaluation.layer import Step
@@ -55,8 +55,9 @@ class ClusterSize(CaptureQuestion):
                     "cluster size": size,
                     "estimator": name,
                 }
-                self._quality.add(condition, Outcome.cat(found).summary())
+                self._quality.add(capture.text, condition, Outcome.cat(found).summary())
             self._cost.add(
+                capture.text,
                 {"context": capture.context, "cluster size": size},
                 {
                     "index MB": index_bytes / 1e6,
@@ -74,13 +75,14 @@ class ClusterSize(CaptureQuestion):
                 "Selection by cluster size",
                 f"What was asked: how many positions each query head selects to reach P = {self.threshold}, "
                 "beside the fewest that hold it (oracle), and how often it does. `exact` is a perfect "
-                "estimate on the same order of clusters.",
+                f"estimate on the same order of clusters. {INTERVALS}",
                 self._quality.rows(),
             ),
             Table(
                 "Cost by cluster size",
                 "What was asked: memory and building time of the index of all layers, and the time of one "
-                f"decode step of a middle layer with `{name}`, beside the same code reading everything.",
+                f"decode step of a middle layer with `{name}`, beside the same code reading everything. "
+                f"{INTERVALS}",
                 self._cost.rows(),
             ),
         ]

@@ -11,7 +11,7 @@ from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.partitions import Partition, global_kmeans
 from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
-from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.samples import INTERVALS, Ratio, Samples
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.weights import oracle_count, oracle_cut
@@ -46,11 +46,13 @@ class ClusterQuality(CaptureQuestion):
                 for key, value in figures.items():
                     kept[key] += value / len(capture.layers)
         for name, kept in sums.items():
-            tokens, oracle = kept.pop("tokens"), kept["oracle"]
-            values = {**kept, "perfect tokens": tokens, "perfect / oracle": tokens / oracle}
+            values: dict[str, float | Ratio] = {
+                **kept,
+                "perfect / oracle": Ratio(kept["perfect"], kept["oracle"]),
+            }
             condition: dict[str, Cell] = {"context": capture.context, "clusters": name}
-            self._by_context.add(condition, values)
-            self._by_text.add({"text": capture.text, **condition}, values)
+            self._by_context.add(capture.text, condition, values)
+            self._by_text.add(capture.text, {"text": capture.text, **condition}, values)
 
     def tables(self) -> Sequence[Table]:
         """See `Answer.tables`."""
@@ -59,7 +61,8 @@ class ClusterQuality(CaptureQuestion):
             f"finds what the oracle reads at P = {self.threshold}, average size {self.cluster_size}. "
             f"Silhouette: of {_SAMPLED_KEYS} keys per head against all clusters, -1 … 1. Recall at m times: "
             "share of the oracle's positions among the first m times as many ranks, sinks and tail left out. "
-            "Perfect: positions that a perfect estimate on this order reads, sinks and tail included."
+            "Perfect: positions that a perfect estimate on this order reads, sinks and tail included. "
+            f"{INTERVALS}"
         )
         return [
             Table("Clusters by context length", note, self._by_context.rows()),
@@ -93,7 +96,7 @@ class ClusterQuality(CaptureQuestion):
             "silhouette": silhouette(step.keys, ranked, seed).mean().item(),
             **{f"recall at {multiple}x": value for multiple, value in zip(MULTIPLES, recalls, strict=True)},
             "oracle": oracle_count(weights, self.threshold).double().mean().item(),
-            "tokens": (needed.sum(-1) + always).double().mean().item(),
+            "perfect": (needed.sum(-1) + always).double().mean().item(),
         }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -98,7 +98,7 @@ def _add_common(parser: ArgumentParser) -> None:
         "--seconds",
         type=positive,
         metavar="N",
-        help="begin no further context after N seconds; what was measured is written",
+        help="stop in time for this, keep what there is [default: no limit]",
     )
 
 
@@ -131,29 +131,34 @@ def _add_generation(parser: ArgumentParser) -> None:
 
 
 def _run(names: Sequence[str], arguments: Namespace) -> int:
-    began = monotonic()
+    started = monotonic()
     checkpoint = load_checkpoint(arguments)
-    deadline = began + arguments.seconds if arguments.seconds else float("inf")
-    for name in names:
-        if name == RefreshInterval.name:
-            refresh = RefreshInterval(arguments.threshold, arguments.estimator, arguments.intervals)
-            for context, continuation in continuations(arguments, checkpoint, deadline):
+    if RefreshInterval.name in names:
+        refresh = RefreshInterval(arguments.threshold, arguments.estimator, arguments.intervals)
+        with _written([refresh], arguments, checkpoint):
+            for context, continuation in continuations(arguments, checkpoint, started):
                 refresh.add(context, continuation)
-            _write(refresh, arguments, checkpoint, monotonic() - began)
-    began = monotonic()
     questions = [QUESTIONS[name][1](arguments) for name in names if name in QUESTIONS]
     if questions:
-        for capture in captures(arguments, checkpoint, deadline):
-            for question in questions:
-                question.add(capture)
-    for question in questions:
-        _write(question, arguments, checkpoint, monotonic() - began)
+        with _written(questions, arguments, checkpoint):
+            for capture in captures(arguments, checkpoint, started):
+                for question in questions:
+                    question.add(capture)
     return 0
 
 
-def _write(answer: Answer, arguments: Namespace, checkpoint: Checkpoint, seconds: float) -> None:
-    used = {name: value for name, value in vars(arguments).items() if name != "run"}
-    device = device_name(checkpoint.device)
-    result = Result(answer.name, used, answer.tables(), device, seconds, answer.data())
-    print(f"{result.write(arguments.out)}", file=sys.stderr)
-    print(result.as_markdown())
+@contextmanager
+def _written(answers: Sequence[Answer], arguments: Namespace, checkpoint: Checkpoint) -> Iterator[None]:
+    """Writes the answers in the end, also when interrupted: then with what there is."""
+    started = monotonic()
+    used = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    try:
+        yield
+    finally:
+        seconds = monotonic() - started
+        for answer in answers:
+            tables = answer.tables()
+            if tables[0].rows:
+                device = device_name(checkpoint.device)
+                result = Result(answer.name, used, tables, device, seconds, answer.data())
+                print(result.write(arguments.out).with_suffix(".md").read_text())

@@ -14,7 +14,7 @@ from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.kinds import KINDS, classify
 from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
-from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.samples import INTERVALS, Ratio, Samples
 from tactic.workers.evaluation.analysis.selection import ROUNDING, IndexedStep, quantile
 from tactic.workers.evaluation.index import BuildIndex
 
@@ -87,7 +87,7 @@ class FitQuality(CaptureQuestion):
             *((kind, cases.kind == number) for number, kind in enumerate(KINDS)),
         ]:
             if chosen.any():
-                self._add(capture.context, name, cases.where(chosen), chosen.double().mean().item())
+                self._add(capture, name, cases.where(chosen), chosen.double().mean().item())
 
     def tables(self) -> Sequence[Table]:
         """See `Answer.tables`."""
@@ -103,7 +103,7 @@ class FitQuality(CaptureQuestion):
                 "selected, beside a perfect estimate on the same order. Fallbacks: flat: a would be negative "
                 "and is 0; ends early: b is negative and the curve 0 from its root on; all computed: fewer "
                 f"ranks than would be sampled (≤ {2 * fit.window} + {fit.exact_fraction:.0%}); all read: "
-                "nothing is left out.",
+                f"nothing is left out. {INTERVALS}",
                 self._samples.rows(),
             )
         ]
@@ -156,11 +156,12 @@ class FitQuality(CaptureQuestion):
             reads_all=(ranks == n).float(),
         )
 
-    def _add(self, context: int, kind: str, cases: _Cases, portion: float) -> None:
-        self._residuals.setdefault((context, kind), []).append(cases.residual.cpu())
-        condition: dict[str, Cell] = {"context": context, "kind": kind}
+    def _add(self, capture: Capture, kind: str, cases: _Cases, portion: float) -> None:
+        self._residuals.setdefault((capture.context, kind), []).append(cases.residual.cpu())
+        condition: dict[str, Cell] = {"context": capture.context, "kind": kind}
         beyond = cases.residual[:, [share > Fit.exact_fraction for share in GRID]]
         self._samples.add(
+            capture.text,
             condition,
             {
                 "portion": portion,
@@ -168,7 +169,7 @@ class FitQuality(CaptureQuestion):
                 "residual": beyond.abs().mean().item(),
                 "at the cut": cases.cut_error.mean().item(),
                 "success": cases.success.mean().item(),
-                "tokens / perfect": (cases.tokens.mean() / cases.perfect.mean()).item(),
+                "tokens / perfect": Ratio(cases.tokens.mean().item(), cases.perfect.mean().item()),
                 "flat": cases.flat.mean().item(),
                 "ends early": cases.ends_early.mean().item(),
                 "all computed": cases.computed.mean().item(),

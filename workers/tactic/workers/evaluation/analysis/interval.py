@@ -1,8 +1,5 @@
-"""Means over seeds with their 95 % confidence intervals."""
+"""Means with their 95 % confidence intervals."""
 
-from collections.abc import Sequence
-from math import sqrt
-from statistics import fmean, stdev
 from typing import NamedTuple
 
 # 97.5 % quantiles of Student's t for 1 … 30 degrees of freedom; beyond, the normal one is within 2 %.
@@ -15,27 +12,10 @@ _NORMAL = 1.960
 
 
 class Interval(NamedTuple):
-    """A mean and the half width of its 95 % interval; the half width is None for fewer than 3 values."""
+    """A mean and the half width of its 95 % interval where it can be told."""
 
     mean: float
     half_width: float | None
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of one value per seed, with Student's t over the seeds.
-
-    Queries, heads and layers of one context are not independent, so they are averaged first and only the
-    contexts count as observations.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("values is empty: no seed was measured")
-    count = len(values)
-    if count < 3:
-        return Interval(fmean(values), None)
-    return Interval(fmean(values), student_quantile(count - 1) * stdev(values) / sqrt(count))
 
 
 def student_quantile(freedom: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tactic.workers.evaluation.analysis.growth import Growing
 from tactic.workers.evaluation.analysis.question import Answer
 from tactic.workers.evaluation.analysis.result import Cell, Table
-from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.samples import INTERVALS, Samples
 from tactic.workers.evaluation.context import Context
 from tactic.workers.evaluation.methods.base import Method
 from tactic.workers.evaluation.methods.plain import Dense
@@ -59,6 +59,7 @@ class RefreshInterval(Answer):
                 "refresh": name,
             }
             self._samples.add(
+                "text",
                 condition,
                 {
                     "perplexity": nll.mean().exp().item(),
@@ -87,7 +88,7 @@ class RefreshInterval(Answer):
                 "what is older is lost. The text is given (teacher-forced): perplexity and accuracy are of "
                 "its next token, `as dense` is how often the first choice is that of dense attention. Share "
                 "and success are per query head, selected per query head and read per KV head; `late` is the "
-                "last quarter of the generation.",
+                f"last quarter of the generation. {INTERVALS}",
                 self._samples.rows(),
             )
         ]

@@ -12,6 +12,7 @@ from tactic.kernels.index import RequestIndex
 from tactic.kernels.ranking import rank
 from tactic.kernels.selection import select
 from tactic.workers.evaluation.analysis.partitions import Partition
+from tactic.workers.evaluation.analysis.samples import Ratio
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.weights import oracle_count
 
@@ -127,13 +128,13 @@ class Outcome:
         """Which cases reach P, `[R]` bool."""
         return self.share >= self.threshold - ROUNDING
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | Ratio]:
         """Means over all cases, and the low end of the share."""
         tokens, oracle = self.tokens.double().mean(), self.oracle.double().mean()
         return {
             "tokens": tokens.item(),
             "oracle": oracle.item(),
-            "tokens/oracle": (tokens / oracle).item(),
+            "tokens / oracle": Ratio(tokens.item(), oracle.item()),
             "success": self.success.double().mean().item(),
             "share": self.share.double().mean().item(),
             "share p5": quantile(self.share, 0.05),

@@ -11,7 +11,7 @@ from tactic.kernels.index import DecodeOptions, RequestIndex
 from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.question import CaptureQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
-from tactic.workers.evaluation.analysis.samples import Samples
+from tactic.workers.evaluation.analysis.samples import INTERVALS, Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
 from tactic.workers.evaluation.index import BuildIndex
 
@@ -76,7 +76,8 @@ class Sensitivity(CaptureQuestion):
         note = (
             f"What was asked: how much each setting matters at P = {self.threshold}, the others at their "
             f"defaults (windows {Fit.windows}, {Fit.window} ranks each, exact prefix {Fit.exact_fraction}, "
-            f"{DEFAULT_SINKS} sinks). Tokens are per query head; success is the share of cases that reach P."
+            f"{DEFAULT_SINKS} sinks). Tokens are per query head; success is the share of cases that reach P. "
+            f"{INTERVALS}"
         )
         return [Table("Sensitivity to the settings", note, self._samples.rows())]
 
@@ -94,7 +95,7 @@ class Sensitivity(CaptureQuestion):
 
     def _add(self, capture: Capture, setting: str, value: str, by_layer: Sequence[Outcome]) -> None:
         condition: dict[str, Cell] = {"setting": setting, "value": value, "context": capture.context}
-        self._samples.add(condition, Outcome.cat(by_layer).summary())
+        self._samples.add(capture.text, condition, Outcome.cat(by_layer).summary())
 
 
 def _dense(outcome: Outcome, visible: torch.Tensor) -> Outcome:
