@@ -1,4 +1,4 @@
-"""The sub-commands of `tactic eval` that answer questions (b) to (g)."""
+"""The sub-commands of `tactic eval` that answer questions (b) to (g), and `plot`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from time import monotonic
 from typing import Any
 
 from tactic.kernels.estimators import NAMES, estimator_id
-from tactic.workers.config import IndexConfig
+from tactic.kernels.index import DecodeOptions
+from tactic.workers.evaluation import plots
 from tactic.workers.evaluation.analysis.cluster_size import ClusterSize
 from tactic.workers.evaluation.analysis.clusters import ClusterQuality
 from tactic.workers.evaluation.analysis.contexts import captures, continuations
@@ -85,6 +86,7 @@ def register(subparsers: Any) -> None:
         help=f"--contexts of {RefreshInterval.name} [default: 8192]",
     )
     parser.set_defaults(run=partial(_run, [RefreshInterval.name, *QUESTIONS]))
+    plots.configure(subparsers)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -92,7 +94,7 @@ def _add_common(parser: ArgumentParser) -> None:
     add_contexts(parser, contexts=(4096, 16384))
     add_output(parser)
     parser.add_argument("--threshold", type=share, default=0.9, metavar="P", help="[default: 0.9]")
-    usual = IndexConfig().estimator
+    usual = NAMES[int(DecodeOptions.create(1).estimator)]
     parser.add_argument("--estimator", choices=NAMES, default=usual, help=f"[default: {usual}]")
     parser.add_argument(
         "--seconds",
