@@ -6,10 +6,15 @@ import argparse
 import signal
 import sys
 
-from tactic.workers.evaluation import accuracy
+from tactic.workers.evaluation import accuracy, calibrate, engine
 from tactic.workers.evaluation.analysis.commands import register
 from tactic.workers.evaluation.errors import EvaluationError
 
+COMMANDS = {
+    accuracy: "answers and reads of every method, by task and context",
+    engine: "the same tasks through SGLang with the tactic backend",
+    calibrate: "find the threshold and the settings for a checkpoint, and write a configuration file",
+}
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -20,9 +25,11 @@ def main() -> int:
         prog="tactic eval", description="Measures what Tactic costs in quality and saves in reads."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    added = commands.add_parser("accuracy", help="answers and reads of every method, by task and context")
-    accuracy.configure(added)
-    added.set_defaults(run=accuracy.run)
+    for module, summary in COMMANDS.items():
+        name = module.__name__.rpartition(".")[2]
+        added = commands.add_parser(name, help=summary, description=summary)
+        module.configure(added)
+        added.set_defaults(run=module.run)
     register(commands)
     arguments = parser.parse_args()
     # Whoever stops us gets what was measured so far, as with Ctrl-C.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from tactic.kernels.estimators import NAMES
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.arguments import (
     add_contexts,
@@ -19,14 +20,15 @@ from tactic.workers.evaluation.arguments import (
     share,
 )
 from tactic.workers.evaluation.index import BuildIndex
+from tactic.workers.evaluation.methods.registry import BUDGETED
+from tactic.workers.evaluation.methods.registry import METHODS as KNOWN
 from tactic.workers.evaluation.model import pick_device
 from tactic.workers.evaluation.outcome import Outcome, Plan
 from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.tables import all_tables, head_figures
 from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
-METHODS = ("oracle", "tactic:fit", "tactic:centroid", "tactic:exact", "tactic-positional:fit")
-BUDGETED = ("quest", "window", "topk")
+DEFAULT = ("oracle", *(f"tactic:{name}" for name in NAMES), "tactic-positional:fit", *BUDGETED)
 SAVE_EVERY_S = 30.0
 
 
@@ -45,9 +47,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=[*METHODS, *BUDGETED],
+        default=list(DEFAULT),
         metavar="METHOD",
-        help="beside dense; `methods` lists them [default: " + " ".join((*METHODS, *BUDGETED)) + "]",
+        help=f"beside dense, some of {', '.join(KNOWN)} [default: {' '.join(DEFAULT)}]",
     )
     parser.add_argument(
         "--thresholds", type=share, nargs="+", default=[0.9], metavar="P", help="[default: 0.9]"

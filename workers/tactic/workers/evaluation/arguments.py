@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import Any
 
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.model import DTYPES, Checkpoint
@@ -76,19 +77,25 @@ def load_checkpoint(arguments: Namespace) -> Checkpoint:
 
 
 def load_builder(arguments: Namespace, checkpoint: Checkpoint) -> PromptBuilder:
+    """What makes prompts for a checkpoint; see `make_builder`."""
+    return make_builder(arguments, checkpoint.tokenizer, checkpoint.context_length)
+
+
+def make_builder(arguments: Namespace, tokenizer: Any, context_length: int) -> PromptBuilder:
     """What makes prompts, of `add_contexts`' arguments.
 
     Raises:
         EvaluationError: a context is longer than the model's, or there is not enough text for it.
     """
     longest = max(arguments.contexts)
-    if longest > checkpoint.context_length:
+    if longest > context_length:
         raise EvaluationError(
-            f"--contexts {longest}: {arguments.model} has {checkpoint.context_length:,} positions "
+            f"--contexts {longest}: {arguments.model} has {context_length:,} positions "
             "(max_position_embeddings)"
         )
-    haystack = Haystack.load(arguments.books, checkpoint.tokenizer, tokens=longest)
-    return PromptBuilder(checkpoint.tokenizer, haystack, arguments.style)
+    return PromptBuilder(
+        tokenizer, Haystack.load(arguments.books, tokenizer, tokens=longest), arguments.style
+    )
 
 
 def tokens(text: str) -> int:

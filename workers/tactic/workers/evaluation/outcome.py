@@ -55,12 +55,14 @@ class Plan:
         budget: positions per KV head and step for methods with a fixed number; None: as many as the first
             Tactic method of `methods` read on the same sample, layer by layer.
         index: how Tactic clusters.
+        measured: whether the oracle's positions are counted beside Tactic's.
     """
 
     methods: Sequence[str]
     thresholds: Sequence[float]
     budget: int | None = None
     index: BuildIndex | None = None
+    measured: bool = True
 
     def check(self) -> None:
         """Refuses what can't be run.
@@ -80,7 +82,7 @@ class Plan:
     def run(self, checkpoint: Checkpoint, sample: Sample, *, context: int, seed: int) -> Iterator[Outcome]:
         """Prefills a sample once and answers it with every method at every threshold, dense first."""
         state = checkpoint.prefill(sample.prompt, room=sample.limit)
-        runner = _Runner(checkpoint, state, sample, context, seed)
+        runner = _Runner(self, checkpoint, state, sample, context, seed)
         yield runner.run(make_method("dense", 1), None)
         # Budgets come from a Tactic run, so those that need one stand last.
         ordered = sorted(
@@ -97,8 +99,9 @@ class Plan:
 
 class _Runner:
     def __init__(
-        self, checkpoint: Checkpoint, state: Context, sample: Sample, context: int, seed: int
+        self, plan: Plan, checkpoint: Checkpoint, state: Context, sample: Sample, context: int, seed: int
     ) -> None:
+        self.plan = plan
         self.checkpoint = checkpoint
         self.state = state
         self.sample = sample
@@ -108,7 +111,7 @@ class _Runner:
         self.read_by_layer: list[int] = []
 
     def run(self, method: Method, threshold: float | None) -> Outcome:
-        measure = threshold if isinstance(method, Tactic) else None
+        measure = threshold if self.plan.measured and isinstance(method, Tactic) else None
         score = loss = None
         text = ""
         if self.sample.episode is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from math import exp
 
@@ -16,6 +17,7 @@ from tactic.workers.evaluation.ratio import ratio_interval
 
 DENSE = "dense"
 Key = tuple[int, str, float | None]
+Sample = tuple[int, str, int]
 
 
 def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
@@ -34,15 +36,15 @@ def method_table(outcomes: Sequence[Outcome]) -> Table:
     dense = _dense(outcomes)
     for (context, method, threshold), group in _groups(outcomes):
         asked = [each for each in group if each.score is not None]
-        lost = [(dense[_sample(each)].score or 0.0) - (each.score or 0.0) for each in asked]
+        better = [(each.score or 0.0) - (dense[_sample(each)].score or 0.0) for each in asked]
         rows.append(
             {
                 "context": context,
                 "method": method,
                 "P": threshold,
                 "accuracy %": _scaled(100, asked, lambda each: each.score or 0.0),
-                "lost against dense, points": _interval([100 * each for each in lost], asked),
-                "worse / better": f"{sum(x > 0 for x in lost)} / {sum(x < 0 for x in lost)}",
+                "lost against dense, points": _lost(group, dense),
+                "worse / better": f"{sum(x < 0 for x in better)} / {sum(x > 0 for x in better)}",
                 "asked": len(asked),
                 "selected": _scaled(1, group, lambda each: each.figures.selected),
                 "oracle": _scaled(1, group, lambda each: each.figures.oracle),
@@ -73,6 +75,33 @@ def method_table(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside dense, over all contexts.
+
+    Attributes:
+        lost: points of accuracy below dense; None without questions.
+        nats: loss per token above dense; None without texts.
+        read: share of the positions that KV heads read.
+    """
+
+    lost: Interval | None
+    nats: Interval | None
+    read: float
+
+
+def comparisons(outcomes: Sequence[Outcome]) -> dict[tuple[str, float | None], Comparison]:
+    """Each method and threshold beside dense."""
+    dense = _dense(outcomes)
+    groups: dict[tuple[str, float | None], list[Outcome]] = {}
+    for each in outcomes:
+        groups.setdefault((each.method, each.threshold), []).append(each)
+    return {
+        key: Comparison(_lost(group, dense), _nats(group, dense), _percent_read(group) / 100)
+        for key, group in groups.items()
+    }
+
+
 def task_table(outcomes: Sequence[Outcome]) -> Table:
     """Accuracy by task, one column a method."""
     columns = {(each.method, each.threshold): None for each in outcomes}
@@ -94,14 +123,13 @@ def perplexity_table(outcomes: Sequence[Outcome]) -> Table:
     dense = _dense(outcomes)
     rows: list[Row] = []
     for (context, method, threshold), group in _groups(outcomes):
-        more = [(each.loss or 0.0) - (dense[_sample(each)].loss or 0.0) for each in group]
         rows.append(
             {
                 "context": context,
                 "method": method,
                 "P": threshold,
                 "perplexity": exp(sum(each.loss or 0.0 for each in group) / len(group)),
-                "loss above dense, nats": _interval(more, group),
+                "loss above dense, nats": _nats(group, dense),
                 "texts": len(group),
                 "read %": _percent_read(group),
             }
@@ -154,12 +182,24 @@ def _groups(outcomes: Iterable[Outcome]) -> list[tuple[Key, list[Outcome]]]:
     return sorted(found.items(), key=lambda item: item[0][0])
 
 
-def _sample(outcome: Outcome) -> tuple[int, str, int]:
+def _sample(outcome: Outcome) -> Sample:
     return outcome.context, outcome.task, outcome.seed
 
 
-def _dense(outcomes: Iterable[Outcome]) -> dict[tuple[int, str, int], Outcome]:
+def _dense(outcomes: Iterable[Outcome]) -> dict[Sample, Outcome]:
     return {_sample(each): each for each in outcomes if each.method == DENSE}
+
+
+def _lost(group: Sequence[Outcome], dense: Mapping[Sample, Outcome]) -> Interval | None:
+    """Points of accuracy below dense on the same samples."""
+    asked = [each for each in group if each.score is not None]
+    return _interval([100 * ((dense[_sample(e)].score or 0.0) - (e.score or 0.0)) for e in asked], asked)
+
+
+def _nats(group: Sequence[Outcome], dense: Mapping[Sample, Outcome]) -> Interval | None:
+    """Loss per token of text above dense on the same samples."""
+    texts = [each for each in group if each.loss is not None]
+    return _interval([(e.loss or 0.0) - (dense[_sample(e)].loss or 0.0) for e in texts], texts)
 
 
 def _interval(values: Sequence[float], of: Sequence[Outcome]) -> Interval | None:

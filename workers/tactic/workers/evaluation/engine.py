@@ -1,0 +1,259 @@
+"""`engine`: the same tasks through the real engine, dense beside Tactic."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+from transformers import AutoTokenizer
+
+from tactic.kernels.estimators import NAMES
+from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec, IndexSpec, RefreshSpec
+from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
+from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
+from tactic.workers.evaluation.arguments import (
+    add_contexts,
+    add_model,
+    add_output,
+    make_builder,
+    positive,
+    share,
+)
+from tactic.workers.evaluation.errors import EvaluationError
+from tactic.workers.evaluation.model import pick_device
+from tactic.workers.evaluation.progress import Progress
+from tactic.workers.evaluation.ratio import ratio_interval
+from tactic.workers.evaluation.tasks.prompt import Sample
+from tactic.workers.evaluation.tasks.registry import TASKS
+from tactic.workers.refresh.messages import RequestReport, decode_to_worker
+from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
+
+REPORT_TIMEOUT_S = 10.0
+DENSE = "dense"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the arguments."""
+    add_model(parser)
+    add_contexts(parser, contexts=(4096, 16384))
+    add_output(parser)
+    parser.add_argument(
+        "--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=f"some of {', '.join(TASKS)}"
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=share,
+        nargs="+",
+        default=[1.0, 0.9],
+        metavar="P",
+        help="beside dense; 1 reads everything through the index [default: 1 0.9]",
+    )
+    parser.add_argument("--estimator", choices=NAMES, default=NAMES[0], help=f"[default: {NAMES[0]}]")
+    parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
+    parser.add_argument("--seconds", type=positive, help="stop in time for this, keep what there is")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The engine's answer to one sample.
+
+    Attributes:
+        task: name.
+        context: length asked for, in tokens.
+        seed: of the sample.
+        mode: "dense" or the threshold.
+        score: 0 … 1.
+        tokens: generated ids.
+        read: share of the positions that KV heads read, mean over decode steps and layers.
+        text: decoded.
+    """
+
+    task: str
+    context: int
+    seed: int
+    mode: str
+    score: float
+    tokens: list[int]
+    read: float
+    text: str
+
+
+class LocalEngine:
+    """SGLang with the tactic backend, in this process and its children, as a decode worker runs it.
+
+    Args:
+        spec: engine and index.
+        socket: ZeroMQ's, bound where the schedulers report to.
+        link: its address.
+    """
+
+    def __init__(self, spec: DeploymentSpec, socket: Any, link: str) -> None:
+        prepare_environment(spec.engine, backend_config(spec, link))
+        # Greedy, one request after the other.
+        arguments = engine_arguments(spec.engine) | {"log_level": "warning"}
+        import sglang  # Only here: it takes seconds, and prepare_environment must come first.
+
+        self._socket = socket
+        self._engine = sglang.Engine(**arguments)
+
+    def answer(self, sample: Sample, stop: Sequence[int], options: dict[str, Any]) -> tuple[list[int], float]:
+        """Decodes greedily; returns the ids without the one that stops, and the share of positions read.
+
+        Raises:
+            EvaluationError: the engine did not report what it read.
+        """
+        request = os.urandom(16).hex()
+        output = self._engine.generate(
+            input_ids=sample.prompt,
+            sampling_params={
+                "temperature": 0,
+                "max_new_tokens": sample.limit,
+                "stop_token_ids": list(stop),
+                "sampling_seed": 0,
+                "custom_params": {"tactic": options},
+            },
+            rid=request,
+        )
+        tokens = [token for token in output["output_ids"] if token not in stop]
+        report = self._report(request)
+        return tokens, sum(report.read_share_per_layer) / len(report.read_share_per_layer)
+
+    def close(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()
+
+    def _report(self, request: str) -> RequestReport:
+        deadline = time.monotonic() + REPORT_TIMEOUT_S
+        while self._socket.poll(max(0, 1000 * (deadline - time.monotonic()))):
+            message = decode_to_worker(self._socket.recv_multipart()[1])
+            if isinstance(message, RequestReport) and message.request_id == request:
+                return message
+        raise EvaluationError(
+            "the engine did not report what it read: is the `tactic` distribution installed where it runs?"
+        )
+
+
+def run(arguments: Namespace) -> int:
+    """Runs the sub-command; returns the exit status."""
+    started = time.monotonic()
+    replies: list[Reply] = []
+    try:
+        for found in _measure(arguments, started):
+            replies += found
+    finally:
+        if replies:
+            result = _result(arguments, replies, time.monotonic() - started)
+            print(result.write(arguments.out).with_suffix(".md").read_text())
+    return 0
+
+
+def _measure(arguments: Namespace, started: float) -> Iterator[list[Reply]]:
+    try:
+        config = check_checkpoint(str(arguments.model))
+    except UnsupportedError as error:
+        raise EvaluationError(str(error).replace("engine.model_path", "--model")) from error
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    builder = make_builder(arguments, tokenizer, int(config["max_position_embeddings"]))
+    stop = [tokenizer.eos_token_id]
+    modes: dict[str, dict[str, Any]] = {DENSE: {"mode": "dense"}}
+    for threshold in arguments.thresholds:
+        modes[f"P = {threshold:g}"] = {"threshold": threshold, "estimator": arguments.estimator}
+    todo = [
+        (seed, context, task)
+        for seed in range(arguments.seeds)
+        for context in arguments.contexts
+        for task in arguments.tasks
+    ]
+    with local_engine(arguments) as engine:
+        progress = Progress(len(todo), started=started, limit=arguments.seconds)
+        for seed, context, task in todo:
+            if not progress.begin(context, f"{task} at {context:,} tokens"):
+                return
+            sample = builder.sample(task, context, seed, 0)
+            assert sample.episode is not None
+            found = []
+            for mode, options in modes.items():
+                tokens, read = engine.answer(sample, stop, options)
+                text = tokenizer.decode(tokens, skip_special_tokens=True)
+                score = sample.episode.score(text)
+                found.append(Reply(task, context, seed, mode, score, tokens, read, text))
+            yield found
+            progress.end()
+
+
+@contextmanager
+def local_engine(arguments: Namespace) -> Iterator[LocalEngine]:
+    """An engine of the arguments; it ends with the block."""
+    spec = DeploymentSpec(
+        engine=EngineSpec(
+            model_path=str(arguments.model),
+            device=pick_device(arguments.device),
+            dtype=arguments.dtype,
+            context_length=max(arguments.contexts),
+            max_total_tokens=4 * max(arguments.contexts),
+            max_running_requests=1,
+        ),
+        index=IndexSpec(sinks=arguments.sinks, cluster_size=arguments.cluster_size),
+        refresh=RefreshSpec(enabled=False),
+    )
+    with tempfile.TemporaryDirectory(prefix="tactic-eval-") as folder, zmq.Context() as context:
+        link = f"ipc://{folder}/link"
+        with context.socket(zmq.ROUTER) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.bind(link)
+            engine = LocalEngine(spec, socket, link)
+            try:
+                yield engine
+            finally:
+                engine.close()
+
+
+def _result(arguments: Namespace, replies: Sequence[Reply], seconds: float) -> Result:
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    return Result(
+        question="engine",
+        arguments={n: str(value) if isinstance(value, Path) else value for n, value in given.items()},
+        tables=[_table(replies)],
+        device=device_name(pick_device(arguments.device)),
+        seconds=seconds,
+        data={"replies": [asdict(each) for each in replies]},
+    )
+
+
+def _table(replies: Sequence[Reply]) -> Table:
+    dense = {(each.context, each.task, each.seed): each for each in replies if each.mode == DENSE}
+    groups: dict[tuple[int, str], list[Reply]] = {}
+    for each in replies:
+        groups.setdefault((each.context, each.mode), []).append(each)
+    rows: list[Row] = []
+    for (context, mode), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        pairs = [(each, dense[each.context, each.task, each.seed]) for each in group]
+        tasks, ones = [each.task for each in group], [1.0] * len(group)
+        rows.append(
+            {
+                "context": context,
+                "mode": mode,
+                "accuracy %": ratio_interval([100 * each.score for each in group], ones, tasks),
+                "lost against dense, points": ratio_interval(
+                    [100 * (other.score - each.score) for each, other in pairs], ones, tasks
+                ),
+                "same tokens as dense %": 100 * sum(a.tokens == b.tokens for a, b in pairs) / len(pairs),
+                "read %": 100 * sum(each.read for each in group) / len(group),
+                "asked": len(group),
+            }
+        )
+    return Table(
+        "Through the engine",
+        "SGLang with the tactic backend; an answer's first token comes from the dense prefill. P = 1 reads "
+        "everything through the index. Accuracy as RULER scores; ± is half of a 95 % interval over contexts "
+        "within tasks (Student's t).",
+        rows,
+    )
