@@ -122,11 +122,12 @@ def _choose(
     options: DecodeOptions,
 ) -> tuple[Tensor, Tensor]:
     """Positions each KV head reads, `[H, n]` bool, and how many each query head selected, `[Hq]` int64."""
-    ranking = rank(query, index)
+    estimator = make_estimator(request.estimator, options)
+    ranking = rank(query, index, by_weight=estimator.by_weight)
     always = torch.cat([slot_ids[: index.sinks], slot_ids[index.length :]])
     attended = position_logits(query, k_pool, always).logsumexp(-1)
     evidence = Evidence(ranking, k_pool, slot_ids, attended)
-    ranks = make_estimator(request.estimator, options).ranks(evidence, request.threshold)
+    ranks = estimator.ranks(evidence, request.threshold)
     clusters = select(ranking, ranks)
     sizes = index.sizes.repeat_interleave(ranking.group, 0)
     selected = sizes.mul(clusters).sum(-1) + always.shape[0]

@@ -4,9 +4,10 @@ from tactic.kernels.estimators.base import Estimator, Evidence, position_logits
 from tactic.kernels.estimators.centroid import Centroid
 from tactic.kernels.estimators.exact import Exact
 from tactic.kernels.estimators.fit import Fit
+from tactic.kernels.estimators.guarded import Guarded
 from tactic.kernels.index.options import DecodeOptions
 
-ESTIMATORS: tuple[type[Estimator], ...] = (Fit, Centroid, Exact)  # the id is the place: append only
+ESTIMATORS: tuple[type[Estimator], ...] = (Fit, Centroid, Exact, Guarded)  # the id is the place: append only
 NAMES = tuple(kind.name for kind in ESTIMATORS)
 
 
@@ -40,6 +41,7 @@ __all__ = [
     "Evidence",
     "Exact",
     "Fit",
+    "Guarded",
     "estimator_id",
     "make_estimator",
     "position_logits",

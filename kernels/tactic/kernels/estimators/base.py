@@ -38,9 +38,15 @@ class Evidence:
 
 
 class Estimator(ABC):
-    """Estimates how much attention weight each prefix of the cluster order holds."""
+    """Estimates how much attention weight each prefix of the cluster order holds.
+
+    Attributes:
+        name: in options.
+        by_weight: the order that it is made for, see `rank`.
+    """
 
     name: ClassVar[str]
+    by_weight: ClassVar[bool] = False
 
     @classmethod
     def from_options(cls, _options: DecodeOptions) -> Self:
@@ -51,21 +57,27 @@ class Estimator(ABC):
     def log_mass(self, evidence: Evidence) -> Tensor:
         """Log of the estimated weight of the first j + 1 clusters, `[Hq, K]` fp32, non-decreasing."""
 
+    def target(self, evidence: Evidence, threshold: float) -> Tensor:
+        """Estimated share to reach, so that the true one is at least `threshold` (0 < P < 1), `[Hq]` fp32."""
+        return evidence.attended.new_full(evidence.attended.shape, threshold)
+
     def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
         """Ranks each query head must read to reach the threshold, whole clusters of them, `[Hq]` int64.
 
-        The fewest clusters that, with sinks and tail, hold `threshold` of the total weight as estimated;
+        The fewest clusters that, with sinks and tail, hold the target share of the weight as estimated;
         0 when sinks and tail suffice, all at a threshold of 1.
         """
         ends = evidence.ranking.ends
         if threshold >= 1:
             return ends[:, -1]
+        target = self.target(evidence, threshold)
         log_mass = self.log_mass(evidence)
         total = torch.logaddexp(log_mass[:, -1], evidence.attended)
         share = torch.exp(torch.logaddexp(log_mass, evidence.attended[:, None]) - total[:, None])
-        enough = (share >= threshold).int().argmax(-1, keepdim=True)
+        # Counted, not searched: a target within rounding of 1 may be above the last share.
+        short = (share < target[:, None]).sum(-1, keepdim=True).clamp(max=ends.shape[1] - 1)
         attended_share = torch.exp(evidence.attended - total)
-        return torch.where(attended_share >= threshold, 0, ends.gather(1, enough).squeeze(1))
+        return torch.where(attended_share >= target, 0, ends.gather(1, short).squeeze(1))
 
 
 def position_logits(query: Tensor, k_pool: Tensor, slot_ids: Tensor) -> Tensor:

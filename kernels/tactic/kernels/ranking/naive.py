@@ -1,4 +1,4 @@
-"""Ranking by centroid score: the definition (arXiv 2502.12216, section 4.2)."""
+"""Ranking by centroid: the definition (arXiv 2502.12216, section 4.2)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tactic.kernels.index.request import RequestIndex
 
 @dataclass(frozen=True)
 class Ranking:
-    """The clusters of one request in descending order of q·centroid, for each of Hq query heads.
+    """The clusters of one request in descending order of their scores, for each of Hq query heads.
 
     Flattening the members in that order ranks the positions 0 … `index.ranks` - 1.
 
@@ -18,7 +18,8 @@ class Ranking:
         index: the request's clusters.
         query: `[Hq, d]` fp32, scaled: a dot product with a key is a logit.
         order: `[Hq, K]` int64; cluster at each place.
-        scores: `[Hq, K]` fp32; its centroid's logit, descending.
+        scores: `[Hq, K]` fp32; what it was ordered by, descending.
+        log_weights: `[Hq, K]` fp32; log of its members' estimated mean weight.
         ends: `[Hq, K]` int64; ranks up to and including it.
     """
 
@@ -26,6 +27,7 @@ class Ranking:
     query: Tensor
     order: Tensor
     scores: Tensor
+    log_weights: Tensor
     ends: Tensor
 
     @property
@@ -48,19 +50,27 @@ class Ranking:
         return self.index.members[firsts + offset] + self.index.segment_starts[cluster]
 
 
-def rank(query: Tensor, index: RequestIndex) -> Ranking:
+def rank(query: Tensor, index: RequestIndex, *, by_weight: bool = False) -> Ranking:
     """Orders the clusters of a request for each query head.
+
+    The score is q·centroid, as in the paper, or the log of the members' estimated mean weight: for members
+    around the centroid c with variance σ² in the query's direction, mean exp(q·k) ≈ exp(q·c + σ²/2). The
+    spread is taken as isotropic: σ² = |q|² · spread / d.
 
     Args:
         query: `[Hq, d]` fp32, scaled by 1/√d.
         index: the request's clusters, H KV heads; Hq is a multiple of H.
+        by_weight: order by the estimated weight instead of by q·centroid.
 
     Returns:
         The order. Ties go to the lower cluster.
     """
     heads = index.centroids.shape[0]
     grouped = query.view(heads, -1, query.shape[1])
-    scores = torch.bmm(grouped, index.centroids.mT).view(query.shape[0], -1)
-    ordered = scores.sort(dim=-1, descending=True, stable=True)
+    logits = torch.bmm(grouped, index.centroids.mT)
+    half_variance = grouped.square().mean(-1, keepdim=True) * index.spread[:, None] / 2
+    logits, log_weights = (x.view(query.shape[0], -1) for x in (logits, logits + half_variance))
+    ordered = (log_weights if by_weight else logits).sort(dim=-1, descending=True, stable=True)
     sizes = index.sizes.repeat_interleave(grouped.shape[1], 0).gather(1, ordered.indices)
-    return Ranking(index, query, ordered.indices, ordered.values, sizes.cumsum(-1))
+    log_weights = log_weights.gather(1, ordered.indices)
+    return Ranking(index, query, ordered.indices, ordered.values, log_weights, sizes.cumsum(-1))

@@ -1,0 +1,50 @@
+"""Weights from centroids, guarded against what such an estimate may be wrong by."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tactic.kernels.estimators.base import Evidence
+from tactic.kernels.estimators.centroid import Centroid
+
+
+@dataclass(frozen=True)
+class Guarded(Centroid):
+    """`Centroid` that aims above the threshold, the higher the less a head's centroids tell.
+
+    The error of an estimated share, in log-odds, grows with the variance of the logits inside the clusters:
+    little where attention is even, much in heads that look for single tokens, whose keys lie in clusters of
+    dozens. The share aimed at is therefore P' with
+
+        logit(P') = logit(P) + margin + slope · v,   v = |q|² · S / d,
+
+    S being the mean squared distance of the request's keys to their centroids. And some tokens of the best
+    clusters are read even where sinks and tail seem to suffice: a key several standard deviations from its
+    centroid can outweigh them all, and its cluster is mostly among the first.
+
+    Attributes:
+        margin: added to the log-odds of the threshold.
+        slope: added for each unit of variance.
+        least: ranks that are read at least, if there are so many.
+    """
+
+    name: ClassVar[str] = "guarded"
+    margin: float = 0.05
+    slope: float = 0.15
+    least: int = 256
+
+    def target(self, evidence: Evidence, threshold: float) -> Tensor:
+        """See `Estimator.target`."""
+        ranking = evidence.ranking
+        index, query = ranking.index, ranking.query
+        sizes = index.sizes.float()
+        spread = (sizes * index.spread).sum(-1) / sizes.sum(-1)
+        variance = query.square().mean(-1) * spread.repeat_interleave(ranking.group)
+        return torch.sigmoid(query.new_tensor(threshold).logit() + self.margin + self.slope * variance)
+
+    def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
+        """See `Estimator.ranks`; at least `least`."""
+        ranks = super().ranks(evidence, threshold)
+        return torch.maximum(ranks, evidence.ranking.ends[:, -1].clamp(max=self.least))
