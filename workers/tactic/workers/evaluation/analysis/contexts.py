@@ -15,6 +15,8 @@ from tactic.workers.evaluation.model import Checkpoint
 from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.tasks.haystack import Haystack
 
+LEAST_CONTEXT = 1024
+
 
 def captures(arguments: Namespace, checkpoint: Checkpoint, started: float) -> Iterator[Capture]:
     """Decode steps after contexts of every seed, length and text, while there is time.
@@ -25,7 +27,15 @@ def captures(arguments: Namespace, checkpoint: Checkpoint, started: float) -> It
         arguments: contexts, seeds, texts, queries, seconds and those of `load_builder`.
         checkpoint: whose keys and queries they are.
         started: `time.monotonic()` when the run began.
+
+    Raises:
+        EvaluationError: a context is too short to have an index.
     """
+    if min(arguments.contexts) < LEAST_CONTEXT:
+        raise EvaluationError(
+            f"--contexts {min(arguments.contexts)} is too short to be clustered, "
+            f"ask for {LEAST_CONTEXT} or more"
+        )
     builder = load_builder(arguments, checkpoint)
     cases = list(product(range(arguments.seeds), arguments.contexts, arguments.texts))
     progress = Progress(len(cases), started=started, limit=arguments.seconds)

@@ -26,12 +26,10 @@ GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 class _Probe(Fit):
     """The estimator, with its coefficients shown."""
 
-    def coefficients(self, evidence: Evidence) -> tuple[Tensor, Tensor] | None:
-        """A and b `[R]`, in units of each row's highest sampled weight; None where all ranks are computed."""
+    def coefficients(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """The curve's a and b, `[R]` each, in units of each row's highest sampled weight."""
         n = evidence.ranking.index.ranks
         exact = ceil(self.exact_fraction * n)
-        if n <= exact + 2 * self.window:
-            return None
         ranks, centres = self._sampled_ranks(n, exact, evidence.attended.device)
         logits = evidence.logits(ranks)
         weights = torch.exp(logits - logits.amax(-1, keepdim=True))
@@ -52,7 +50,6 @@ class _Cases:
     perfect: Tensor
     flat: Tensor
     ends_early: Tensor
-    computed: Tensor
     reads_all: Tensor
 
     def where(self, chosen: Tensor) -> "_Cases":
@@ -91,7 +88,6 @@ class FitQuality(CaptureQuestion):
 
     def tables(self) -> Sequence[Table]:
         """See `Answer.tables`."""
-        fit = Fit()
         return [
             Table(
                 "The fitted curve against the true weights",
@@ -101,9 +97,8 @@ class FitQuality(CaptureQuestion):
                 "cumulative share, mean of the absolute values over the ranks beyond the exact prefix. At "
                 "the cut: true share less the estimated one where the selection ends. Tokens / perfect: "
                 "selected, beside a perfect estimate on the same order. Fallbacks: flat: a would be negative "
-                "and is 0; ends early: b is negative and the curve 0 from its root on; all computed: fewer "
-                f"ranks than would be sampled (≤ {2 * fit.window} + {fit.exact_fraction:.0%}); all read: "
-                f"nothing is left out. {INTERVALS}",
+                "and is 0; ends early: b is negative and the curve 0 from its root on; all read: nothing is "
+                f"left out. {INTERVALS}",
                 self._samples.rows(),
             )
         ]
@@ -125,7 +120,8 @@ class FitQuality(CaptureQuestion):
         return {"rank shares": GRID, "residuals": curves}
 
     def _cases(self, seen: IndexedStep) -> _Cases:
-        evidence, fit = seen.evidence, _Probe()
+        fit = _Probe()
+        evidence = seen.evidence(fit)
         ranking, n = evidence.ranking, seen.index.ranks
         estimated, true = fit.log_mass(evidence), Exact().log_mass(evidence)
         ranks = fit.ranks(evidence, self.threshold)
@@ -136,12 +132,7 @@ class FitQuality(CaptureQuestion):
         places = torch.searchsorted(ranking.ends, grid.expand(len(ranks), -1).contiguous()) + 1
         ranked = seen.weights.gather(1, ranking.positions(torch.arange(n, device=ranks.device)))
         prefix = seen.always_share + ranked[:, : ceil(fit.exact_fraction * n)].sum(-1)
-        coefficients = fit.coefficients(evidence)
-        never = torch.zeros_like(seen.always_share)
-        flat, ends_early = never, never
-        if coefficients is not None:
-            a, b = coefficients
-            flat, ends_early = (a == 0).float(), (b < 0).float()
+        a, b = fit.coefficients(evidence)
         return _Cases(
             kind=classify(ranked, seen.oracle, seen.always + n, prefix, self.threshold),
             residual=seen_share.gather(1, places) - true_share.gather(1, places),
@@ -150,9 +141,8 @@ class FitQuality(CaptureQuestion):
             success=(at_cut >= self.threshold - ROUNDING).float(),
             tokens=(ranks + seen.always).float(),
             perfect=(Exact().ranks(evidence, self.threshold) + seen.always).float(),
-            flat=flat,
-            ends_early=ends_early,
-            computed=never + (coefficients is None),
+            flat=(a == 0).float(),
+            ends_early=(b < 0).float(),
             reads_all=(ranks == n).float(),
         )
 
@@ -172,7 +162,6 @@ class FitQuality(CaptureQuestion):
                 "tokens / perfect": Ratio(cases.tokens.mean().item(), cases.perfect.mean().item()),
                 "flat": cases.flat.mean().item(),
                 "ends early": cases.ends_early.mean().item(),
-                "all computed": cases.computed.mean().item(),
                 "all read": cases.reads_all.mean().item(),
             },
         )

@@ -104,14 +104,16 @@ class GroupedQueries(CaptureQuestion):
         self, seen: IndexedStep, estimator: Estimator, chosen: Tensor
     ) -> Iterator[tuple[str, Tensor]]:
         """Clusters `[H, m, K]` bool that each KV head reads, by rule."""
-        mass, attended = estimated_shares(seen.evidence, estimator)
+        evidence = seen.evidence(estimator)
+        mass, attended = estimated_shares(evidence, estimator)
+        target = estimator.target(evidence, self.threshold).view(chosen.shape[:3])
         mass, attended = mass.view(chosen.shape), attended.view(chosen.shape[:3])
         sizes = seen.index.sizes[:, None].clamp(min=1)
         by_sum, by_max = mass.sum(1) / sizes, mass.amax(1) / sizes
         yield UNION, chosen.any(1)
-        yield "sum, mean reaches P", cut(by_sum, mass.mean(1), attended.mean(1), self.threshold)
-        yield "sum, every head reaches P", cut_for_all(by_sum, mass, attended, self.threshold)
-        yield "max, every head reaches P", cut_for_all(by_max, mass, attended, self.threshold)
+        yield "sum, mean reaches P", cut(by_sum, mass.mean(1), attended.mean(1), target.mean(1))
+        yield "sum, every head reaches P", cut_for_all(by_sum, mass, attended, target)
+        yield "max, every head reaches P", cut_for_all(by_max, mass, attended, target)
 
 
 def _divergence_of(chosen: Tensor, sizes: Tensor, read_share: Tensor) -> dict[str, float]:

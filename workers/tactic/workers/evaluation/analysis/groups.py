@@ -38,24 +38,24 @@ def estimated_shares(evidence: Evidence, estimator: Estimator) -> tuple[Tensor, 
     return by_cluster, torch.exp(evidence.attended - total)
 
 
-def cut(score: Tensor, mass: Tensor, attended: Tensor, threshold: float) -> Tensor:
-    """The fewest clusters in descending order of score that hold the threshold, with what is attended anyway.
+def cut(score: Tensor, mass: Tensor, attended: Tensor, target: Tensor) -> Tensor:
+    """The fewest clusters in descending order of score that hold the target, with what is attended anyway.
 
     Args:
         score: `[H, m, K]`.
         mass: `[H, m, K]`, share of each cluster.
         attended: `[H, m]`, share of what is read anyway.
-        threshold: P.
+        target: `[H, m]`, share to reach.
 
     Returns:
         `[H, m, K]` bool.
     """
     order = score.argsort(-1, descending=True)
     before = mass.gather(-1, order).cumsum(-1) - mass.gather(-1, order) + attended[..., None]
-    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, before < threshold)
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, before < target[..., None])
 
 
-def cut_for_all(score: Tensor, mass: Tensor, attended: Tensor, threshold: float) -> Tensor:
-    """As `cut`, but so that each head of the group, `mass` `[H, G, m, K]`, reaches the threshold."""
-    needed = [cut(score, mass[:, head], attended[:, head], threshold) for head in range(mass.shape[1])]
+def cut_for_all(score: Tensor, mass: Tensor, attended: Tensor, target: Tensor) -> Tensor:
+    """As `cut`, but so that each head of the group reaches its target; all but the score have a G after H."""
+    needed = [cut(score, mass[:, head], attended[:, head], target[:, head]) for head in range(mass.shape[1])]
     return torch.stack(needed).any(0)

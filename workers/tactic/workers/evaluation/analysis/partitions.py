@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index import RequestIndex, clusters_in
+from tactic.kernels.kmeans.naive import initial_positions
 from tactic.kernels.kmeans.refill import refill_empty
 from tactic.workers.evaluation.index import labels_of
 
@@ -69,9 +70,7 @@ def global_kmeans(keys: Tensor, cluster_size: int, *, max_iters: int = 10, seed:
     points = keys.transpose(0, 1).float()
     length = points.shape[1]
     count = clusters_in(length, cluster_size)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(length, generator=generator)[:count]
-    centroids = points[:, chosen.to(keys.device)]
+    centroids = points[:, initial_positions(length, count, seed).to(keys.device)]
     labels = torch.full(points.shape[:2], -1, device=keys.device)
     for _ in range(max_iters):
         previous = labels

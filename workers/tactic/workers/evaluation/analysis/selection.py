@@ -61,12 +61,9 @@ class IndexedStep:
         """True share `[R]` fp32 of what is read in any case."""
         return self._always(self.weights).sum(-1)
 
-    @cached_property
-    def evidence(self) -> Evidence:
-        """What the estimators are given."""
-        ranking = rank(self.step.query.flatten(0, 2), self.index)
-        slot_ids = torch.arange(self.step.keys.shape[0], device=self.logits.device)
-        return Evidence(ranking, self.step.keys, slot_ids, self._always(self.logits).logsumexp(-1))
+    def evidence(self, estimator: Estimator) -> Evidence:
+        """What the estimator is given, in the order that it is made for."""
+        return self._by_weight if estimator.by_weight else self._by_centroid
 
     @cached_property
     def mass(self) -> Tensor:
@@ -85,7 +82,8 @@ class IndexedStep:
 
     def choose(self, estimator: Estimator) -> Tensor:
         """Clusters that each row selects, `[R, K]` bool."""
-        return select(self.evidence.ranking, estimator.ranks(self.evidence, self.threshold))
+        evidence = self.evidence(estimator)
+        return select(evidence.ranking, estimator.ranks(evidence, self.threshold))
 
     def outcome(self, chosen: Tensor) -> "Outcome":
         """What reading the clusters `[R, K]` bool, the sinks and the tail is worth."""
@@ -95,6 +93,19 @@ class IndexedStep:
             share=(self.mass * chosen).sum(-1) + self.always_share,
             oracle=self.oracle,
         )
+
+    @cached_property
+    def _by_centroid(self) -> Evidence:
+        return self._evidence(by_weight=False)
+
+    @cached_property
+    def _by_weight(self) -> Evidence:
+        return self._evidence(by_weight=True)
+
+    def _evidence(self, *, by_weight: bool) -> Evidence:
+        ranking = rank(self.step.query.flatten(0, 2), self.index, by_weight=by_weight)
+        slot_ids = torch.arange(self.step.keys.shape[0], device=self.logits.device)
+        return Evidence(ranking, self.step.keys, slot_ids, self._always(self.logits).logsumexp(-1))
 
     def _always(self, values: Tensor) -> Tensor:
         return torch.cat([values[:, : self.index.sinks], values[:, self.index.length :]], -1)

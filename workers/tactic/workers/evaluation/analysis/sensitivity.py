@@ -65,7 +65,7 @@ class Sensitivity(CaptureQuestion):
         usual = _Variant(
             f"{name}: sinks", str(DEFAULT_SINKS), make_estimator(self.estimator, DecodeOptions.create(1))
         )
-        for dense in DENSE_LAYERS[: len(capture.layers)]:
+        for dense in (count for count in DENSE_LAYERS if count <= len(capture.layers)):
             by_layer = outcomes[usual]
             read_all = [_dense(one, step.visible) for one, step in zip(by_layer, capture.layers, strict=True)]
             joined = read_all[:dense] + by_layer[dense:]
