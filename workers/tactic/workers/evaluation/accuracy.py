@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tactic.kernels.estimators import NAMES
+from tactic.workers.config import IndexConfig
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.arguments import (
     add_contexts,
@@ -28,7 +29,15 @@ from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.tables import all_tables, head_figures
 from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
-DEFAULT = ("oracle", *(f"tactic:{name}" for name in NAMES), "tactic-positional:fit", *BUDGETED)
+SERVED = IndexConfig().estimator
+"""What the product estimates with unless told otherwise; it stands first, so budgets are matched to it."""
+_ESTIMATORS = (SERVED, *(name for name in NAMES if name != SERVED))
+DEFAULT = (
+    "oracle",
+    *(f"tactic:{name}" for name in _ESTIMATORS),
+    f"tactic-positional:{SERVED}",
+    *BUDGETED,
+)
 SAVE_EVERY_S = 30.0
 
 

@@ -16,7 +16,7 @@ from tactic.workers.evaluation.methods.base import Method
 from tactic.workers.evaluation.statistics import Reads, attend
 
 # Logits that are held at once, as a number of fp32 elements; several tensors of this size live together.
-_ELEMENTS = {"cuda": 1 << 27, "cpu": 1 << 24}
+_ELEMENTS = {"cuda": 1 << 26, "cpu": 1 << 24}
 
 
 class KVCache:
@@ -61,6 +61,11 @@ def prefill_attention(layer: int, query: Tensor, key: Tensor, value: Tensor, sca
     """Dense causal attention of a chunk `[1, Hq, m, d]` over `[1, H, n, d]`; returns `[1, m, Hq, d]`."""
     m, n = query.shape[2], key.shape[2]
     settings: dict[str, Any] = {"scale": scale, "enable_gqa": True}
+    if query.is_cuda:
+        # Not every one of SDPA's CUDA kernels takes grouped heads.
+        group = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(group, 1) for each in (key, value))
+        settings["enable_gqa"] = False
     if m == n:
         settings["is_causal"] = True
     elif query.is_cuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 
 from tactic.kernels.estimators import NAMES
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec, IndexSpec, RefreshSpec
+from tactic.workers.config import IndexConfig
 from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
 from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
 from tactic.workers.evaluation.arguments import (
@@ -56,7 +58,8 @@ def configure(parser: ArgumentParser) -> None:
         metavar="P",
         help="beside dense; 1 reads everything through the index [default: 1 0.9]",
     )
-    parser.add_argument("--estimator", choices=NAMES, default=NAMES[0], help=f"[default: {NAMES[0]}]")
+    served = IndexConfig().estimator
+    parser.add_argument("--estimator", choices=NAMES, default=served, help=f"[default: {served}]")
     parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
     parser.add_argument("--seconds", type=positive, help="stop in time for this, keep what there is")
 
@@ -198,7 +201,6 @@ def local_engine(arguments: Namespace) -> Iterator[LocalEngine]:
             device=pick_device(arguments.device),
             dtype=arguments.dtype,
             context_length=max(arguments.contexts),
-            max_total_tokens=4 * max(arguments.contexts),
             max_running_requests=1,
         ),
         index=IndexSpec(sinks=arguments.sinks, cluster_size=arguments.cluster_size),
@@ -209,6 +211,7 @@ def local_engine(arguments: Namespace) -> Iterator[LocalEngine]:
         with context.socket(zmq.ROUTER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(link)
+            print("  starting the engine", file=sys.stderr, flush=True)
             engine = LocalEngine(spec, socket, link)
             try:
                 yield engine

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tactic.kernels.estimators import Evidence, estimator_id, make_estimator
+from tactic.kernels.estimators import Estimator, Evidence, Exact, estimator_id, make_estimator
 from tactic.kernels.index import DecodeOptions
-from tactic.kernels.ranking.naive import Ranking, rank
+from tactic.kernels.ranking.naive import rank
 from tactic.kernels.selection import select
 from tactic.workers.evaluation.index import BuildIndex, Index
 from tactic.workers.evaluation.layer import Step
@@ -44,9 +44,10 @@ class Tactic(Method):
         index = step.layer.structure(self.index)
         if index.clusters.length < max(self.options.min_clustered, step.layer.sinks + 1):
             return step.visible.expand(step.logits.shape)
-        ranking, ranks, always = self._rank(step, index, self.estimator, self.threshold)
+        evidence, always = self._evidence(step, index)
+        ranks = self._estimator().ranks(evidence, self.threshold)
         heads, group, m, _ = step.query.shape
-        clusters = select(ranking, ranks).view(heads, group * m, -1)
+        clusters = select(evidence.ranking, ranks).view(heads, group * m, -1)
         chosen = torch.nn.functional.pad(
             index.positions(clusters), (0, always.shape[0] - index.clusters.length), value=True
         )
@@ -57,18 +58,19 @@ class Tactic(Method):
         index = step.layer.structure(self.index)
         if index.clusters.length < max(self.options.min_clustered, step.layer.sinks + 1):
             return None
-        _, ranks, always = self._rank(step, index, "exact", threshold)
+        evidence, always = self._evidence(step, index)
+        ranks = Exact().ranks(evidence, threshold)
         return ranks.view(step.query.shape[:3]) + (always & step.visible).sum(-1)
 
-    def _rank(
-        self, step: Step, index: Index, estimator: str, threshold: float
-    ) -> tuple[Ranking, Tensor, Tensor]:
-        """The cluster order of all queries, the ranks each must read, and the positions always read."""
+    def _estimator(self) -> Estimator:
+        return make_estimator(estimator_id(self.estimator), self.options)
+
+    def _evidence(self, step: Step, index: Index) -> tuple[Evidence, Tensor]:
+        """What an estimator is given for all queries at once, and the positions that are always read."""
         heads, group, m, dim = step.query.shape
-        ranking = rank(step.query.reshape(heads * group * m, dim), index.clusters)
+        query = step.query.reshape(heads * group * m, dim)
+        ranking = rank(query, index.clusters, by_weight=self._estimator().by_weight)
         always = step.always(index.clusters.length)
         attended = step.logits[..., always].logsumexp(-1).flatten()
         slot_ids = torch.arange(step.keys.shape[0], device=step.keys.device)
-        evidence = Evidence(ranking, step.keys, slot_ids, attended)
-        ranks = make_estimator(estimator_id(estimator), self.options).ranks(evidence, threshold)
-        return ranking, ranks, always
+        return Evidence(ranking, step.keys, slot_ids, attended), always
