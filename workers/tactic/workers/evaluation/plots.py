@@ -70,7 +70,7 @@ def _cluster_size(figure: Figure, tables: Sequence[Sequence[Row]], data: Row) ->
     for axes in (ratio, success):
         axes.set(title=f"context {longest}")
     _lines(decode, cost, "context", "decode ms", "cluster size")
-    _lines(build, cost, "context", "build s", "cluster size")
+    _lines(build, cost, "context", "build ms", "cluster size")
 
 
 def _fit(figure: Figure, tables: Sequence[Sequence[Row]], data: Row) -> None:

@@ -53,4 +53,4 @@ def test_every_cluster_size_has_its_quality_and_cost(capture: Capture) -> None:
     # Per position and head: 2 bytes of member, and a centroid, spread, start and size for every 16.
     shares = [mean(row["index / KV"]) for row in cost.rows]
     assert shares[0] == pytest.approx((2 + (16 * 4 + 12) / 16) / (2 * 16 * 4), rel=0.01)
-    assert all(mean(row[name]) > 0 for row in cost.rows for name in ("build s", "decode ms", "dense ms"))
+    assert all(mean(row[name]) > 0 for row in cost.rows for name in ("build ms", "decode ms", "dense ms"))

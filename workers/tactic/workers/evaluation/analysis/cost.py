@@ -1,4 +1,4 @@
-"""How long one decode step takes in one layer."""
+"""How long things take in one layer."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,11 +7,10 @@ from time import perf_counter
 import torch
 
 from tactic.kernels.decode import decode
+from tactic.kernels.estimators import Fit, estimator_id
 from tactic.kernels.index import DecodeOptions
 from tactic.workers.evaluation.index import Index
 from tactic.workers.evaluation.layer import Step
-
-_REPEATS = 15
 
 
 def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
@@ -36,7 +35,7 @@ def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
                 query, keys, values, slot_ids, slot, lengths, index.table, index.arena, options, scale=1.0
             )
 
-        return _median_ms(on_cpu)
+        return median_ms(on_cpu, cuda=False)
 
     from tactic.kernels.decode.runner import DecodeRunner
 
@@ -49,6 +48,7 @@ def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
         segments=index.table.unit.shape[1],
         cluster_size=index.arena.cluster_size,
         device=device,
+        fit=Fit() if int(options.estimator[0]) == estimator_id(Fit.name) else None,
     )
     runner.plan(index.table, options, slot, lengths)
 
@@ -58,16 +58,21 @@ def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
     return _median_graph_ms(on_gpu)
 
 
-def _median_ms(call: Callable[[], object]) -> float:
+def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int = 15) -> float:
+    """Median milliseconds of a call, the first one not counted."""
     times = []
-    for _ in range(_REPEATS + 1):
+    for _ in range(repeats + 1):
+        if cuda:
+            torch.cuda.synchronize()
         begin = perf_counter()
         call()
+        if cuda:
+            torch.cuda.synchronize()
         times.append((perf_counter() - begin) * 1e3)
     return median(times[1:])
 
 
-def _median_graph_ms(call: Callable[[], object], calls: int = 20) -> float:
+def _median_graph_ms(call: Callable[[], object], *, calls: int = 20, repeats: int = 15) -> float:
     """As a part of a replayed CUDA graph, as in serving; the keys stay in the cache between the calls."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs
     stream.wait_stream(torch.cuda.current_stream())
@@ -80,7 +85,7 @@ def _median_graph_ms(call: Callable[[], object], calls: int = 20) -> float:
         for _ in range(calls):
             call()
     times: list[float] = []
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         begin, end = _event(), _event()
         begin.record()
         graph.replay()
