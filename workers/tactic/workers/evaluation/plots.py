@@ -117,6 +117,13 @@ def _refresh(figure: Figure, tables: Sequence[Sequence[Row]], data: Row) -> None
         _legend(axes)
 
 
+def _dense_layers(figure: Figure, tables: Sequence[Sequence[Row]], data: Row) -> None:
+    rows = [row for row in tables[0] if row["context"] == max(row["context"] for row in tables[0])]
+    names = ("loss", "as dense", "read")
+    for axes, name in zip(_panels(figure, len(names)), names, strict=True):
+        _bars(axes, rows, "dense layers", (name,))
+
+
 def _sensitivity(figure: Figure, tables: Sequence[Sequence[Row]], data: Row) -> None:
     settings = list(dict.fromkeys(row["setting"] for row in tables[0]))
     for axes, setting in zip(_panels(figure, len(settings)), settings, strict=True):
@@ -154,6 +161,7 @@ PLOTS: dict[str, Callable[[Figure, Sequence[Sequence[Row]], Row], None]] = {
     "clusters": _clusters,
     "gqa": _gqa,
     "refresh": _refresh,
+    "dense-layers": _dense_layers,
     "sensitivity": _sensitivity,
 }
 

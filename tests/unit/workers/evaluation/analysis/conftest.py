@@ -17,7 +17,7 @@ def make_step() -> Callable[..., Step]:
     def make(keys: Tensor, query: Tensor, number: int = 0) -> Step:
         """The last m of the keys `[n, H, d]` are those of the queries `[H, G, m, d]`, which are scaled."""
         first = keys.shape[0] - query.shape[2]
-        layer = Layer(number, keys[:first], query.shape[0] * query.shape[1], keys.shape[2] ** -0.5, sinks=16)
+        layer = Layer(number, keys[:first], sinks=16)
         return Step(layer, query, keys, torch.zeros_like(keys), first)
 
     return make

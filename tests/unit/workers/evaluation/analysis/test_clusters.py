@@ -52,7 +52,7 @@ def test_global_kmeans_divides_all_positions() -> None:
 
 def test_one_segment_and_the_whole_context_are_the_same_problem() -> None:
     keys = blobs(noise=1.0)
-    built = BuildIndex()(Layer(0, keys, 4, 1.0, sinks=0))
+    built = BuildIndex()(Layer(0, keys, sinks=0))
     index, whole = Partition.of_index(built.clusters), global_kmeans(keys, 32)
     assert torch.equal(index.labels, whole.labels)
     torch.testing.assert_close(index.centroids, whole.centroids)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tactic.workers.evaluation.analysis.dense_layers import DenseFirst, DenseLayers
 from tactic.workers.evaluation.analysis.growth import Growing
 from tactic.workers.evaluation.analysis.refresh import BINS, RefreshInterval
 from tactic.workers.evaluation.context import Context
@@ -77,15 +78,29 @@ def test_policies_side_by_side(prefilled: Context, text: list[int]) -> None:
     rows = {row["refresh"]: row for row in question.tables()[0].rows}
     assert list(rows) == ["dense", "every 64", "every 128", "never", "never, last 50"]
     assert rows["dense"]["as dense"] == rows["dense"]["share"] == (1.0, None)
-    late = {name: row["late read"][0] for name, row in rows.items()}  # type: ignore[index]  # an interval
+    late = {name: row["late read"][0] for name, row in rows.items()}
     assert late["every 64"] < late["never"] < late["dense"]
     assert late["never, last 50"] < late["never"]
     for curve in question.data()["curves"]:
         assert len(curve["step"]) == len(curve["share"]) == len(curve["read"]) == BINS
 
 
+def test_dense_layers_read_everything(prefilled: Context, text: list[int], steps: list[Step]) -> None:
+    method = DenseFirst(Tactic(0.9, "centroid"), 1)
+    first, second = steps[:2]
+    assert torch.equal(method.select(first), first.visible.expand(first.logits.shape))
+    assert torch.equal(method.select(second), method.method.select(second))
+    question = DenseLayers(0.9, "centroid")
+    question.add(prefilled, text[PROMPT:])
+    rows = question.tables()[0].rows
+    assert [row["dense layers"] for row in rows] == ["all", "first 0", "first 1", "first 2", "first 3"]
+    read = [row["read"][0] for row in rows]
+    assert read[1] < read[2] < read[3] < read[4] < read[0]
+    assert rows[0]["loss"] == (0.0, None)
+
+
 def test_at_a_threshold_of_1_nothing_is_lost(prefilled: Context, text: list[int]) -> None:
     question = RefreshInterval(1.0, "centroid", (64,), window=GENERATED + 1)
     question.add(prefilled, text[PROMPT:])
-    perplexities = [row["perplexity"][0] for row in question.tables()[0].rows]  # type: ignore[index]
+    perplexities = [row["perplexity"][0] for row in question.tables()[0].rows]
     assert perplexities == pytest.approx([perplexities[0]] * len(perplexities), rel=1e-4)

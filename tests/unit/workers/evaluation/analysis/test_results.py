@@ -59,7 +59,16 @@ def test_every_question_is_answered_written_and_drawn(
     tmp_path: Path, tiny_checkpoint: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--contexts", 1100, "--seeds", 2, "--queries", 3, "--texts", "perplexity", "--device", "cpu"]
-    arguments += ["--generate", 96, "--intervals", 32, "--refresh-contexts", 1100, "--estimator", "centroid"]
+    arguments += [
+        "--generate",
+        96,
+        "--intervals",
+        32,
+        "--continued-contexts",
+        1100,
+        "--estimator",
+        "centroid",
+    ]
     assert run("all", "--model", tiny_checkpoint, "--out", tmp_path, *arguments) == 0
     answered = {path.stem for path in tmp_path.glob("*.json")}
     assert answered == {path.stem for path in tmp_path.glob("*.md")} == set(plots.PLOTS) - {"accuracy"}

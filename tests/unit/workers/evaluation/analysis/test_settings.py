@@ -7,7 +7,7 @@ from tactic.kernels.index import CLUSTER_SIZES
 from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.cluster_size import ClusterSize
 from tactic.workers.evaluation.analysis.interval import Interval
-from tactic.workers.evaluation.analysis.sensitivity import DENSE_LAYERS, SINKS, Sensitivity
+from tactic.workers.evaluation.analysis.sensitivity import SINKS, Sensitivity
 
 
 def mean(cell: object) -> float:
@@ -24,16 +24,6 @@ def test_each_setting_is_varied_alone(capture: Capture) -> None:
     assert len({mean(row["tokens"]) for row in usual}) == 1, "the default stands in each group"
     tokens = [mean(rows["centroid: sinks", str(sinks)]["tokens"]) for sinks in SINKS]
     assert min(tokens) >= mean(rows["centroid: sinks", "16"]["oracle"])
-
-
-def test_dense_layers_read_everything_and_succeed(capture: Capture) -> None:
-    question = Sensitivity(0.9, estimator_id("centroid"))
-    question.add(capture)
-    dense = [row for row in question.tables()[0].rows if row["setting"] == "centroid: dense first layers"]
-    assert [row["value"] for row in dense] == [str(count) for count in DENSE_LAYERS]
-    tokens = [mean(row["tokens"]) for row in dense]
-    assert tokens[0] < tokens[1] < tokens[2] == 2050.5
-    assert mean(dense[2]["success"]) == mean(dense[2]["share"]) == 1
 
 
 def test_every_cluster_size_has_its_quality_and_cost(capture: Capture) -> None:

@@ -15,9 +15,10 @@ from tactic.workers.evaluation import plots
 from tactic.workers.evaluation.analysis.cluster_size import ClusterSize
 from tactic.workers.evaluation.analysis.clusters import ClusterQuality
 from tactic.workers.evaluation.analysis.contexts import captures, continuations
+from tactic.workers.evaluation.analysis.dense_layers import DenseLayers
 from tactic.workers.evaluation.analysis.fit import FitQuality
 from tactic.workers.evaluation.analysis.gqa import GroupedQueries
-from tactic.workers.evaluation.analysis.question import Answer, CaptureQuestion
+from tactic.workers.evaluation.analysis.question import Answer, CaptureQuestion, ContinuationQuestion
 from tactic.workers.evaluation.analysis.refresh import RefreshInterval
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.analysis.sensitivity import Sensitivity
@@ -33,7 +34,7 @@ from tactic.workers.evaluation.arguments import (
 from tactic.workers.evaluation.model import Checkpoint
 from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
-QUESTIONS: dict[str, tuple[str, Callable[[Namespace], CaptureQuestion]]] = {
+CAPTURED: dict[str, tuple[str, Callable[[Namespace], CaptureQuestion]]] = {
     ClusterSize.name: (
         "quality and cost of clusters of 16, 32 and 64 keys",
         lambda arguments: ClusterSize(arguments.threshold, estimator_id(arguments.estimator)),
@@ -51,41 +52,53 @@ QUESTIONS: dict[str, tuple[str, Callable[[Namespace], CaptureQuestion]]] = {
         lambda arguments: GroupedQueries(arguments.threshold, estimator_id(arguments.estimator)),
     ),
     Sensitivity.name: (
-        "windows, exact prefix, sinks, dense first layers",
+        "windows, exact prefix, sinks",
         lambda arguments: Sensitivity(arguments.threshold, estimator_id(arguments.estimator)),
     ),
 }
 """What captures answer, by sub-command: its summary, and how to begin."""
+CONTINUED: dict[str, tuple[str, Callable[[Namespace], ContinuationQuestion]]] = {
+    RefreshInterval.name: (
+        "how often the index must be refreshed in a long generation",
+        lambda arguments: RefreshInterval(arguments.threshold, arguments.estimator, arguments.intervals),
+    ),
+    DenseLayers.name: (
+        "what dense attention in the first layers costs and brings",
+        lambda arguments: DenseLayers(arguments.threshold, arguments.estimator),
+    ),
+}
+"""The same of what continuations of a text answer."""
 _TEXTS = (PERPLEXITY, "niah_single_2", "niah_multikey_2", "vt")
 _INTERVALS = (512, 1024, 2048, 4096)
 
 
 def register(subparsers: Any) -> None:
     """Adds the sub-commands; each sets `run`, from the parsed arguments to the exit status."""
-    for name, (summary, _) in QUESTIONS.items():
+    for name, (summary, _) in CAPTURED.items():
         parser = subparsers.add_parser(name, help=summary, description=summary)
         _add_common(parser)
         _add_captures(parser)
         parser.set_defaults(run=partial(_run, [name]))
-    summary = "how often the index must be refreshed in a long generation"
-    parser = subparsers.add_parser(RefreshInterval.name, help=summary, description=summary)
-    _add_common(parser)
-    _add_generation(parser)
-    parser.set_defaults(run=partial(_run, [RefreshInterval.name]))
-    summary = f"{', '.join(QUESTIONS)} and {RefreshInterval.name}; each context is prefilled once"
+    for name, (summary, _) in CONTINUED.items():
+        parser = subparsers.add_parser(name, help=summary, description=summary)
+        _add_common(parser)
+        _add_generation(parser)
+        parser.set_defaults(run=partial(_run, [name]))
+    names = [*CONTINUED, *CAPTURED]
+    summary = f"{', '.join(names)}; each context is prefilled once"
     parser = subparsers.add_parser("all", help=summary, description=summary)
     _add_common(parser)
     _add_captures(parser)
     _add_generation(parser)
     parser.add_argument(
-        "--refresh-contexts",
+        "--continued-contexts",
         type=tokens,
         nargs="+",
         default=[8192],
         metavar="TOKENS",
-        help=f"--contexts of {RefreshInterval.name} [default: 8192]",
+        help=f"--contexts of {' and '.join(CONTINUED)} [default: 8192]",
     )
-    parser.set_defaults(run=partial(_run, [RefreshInterval.name, *QUESTIONS]))
+    parser.set_defaults(run=partial(_run, names))
     plots.configure(subparsers)
 
 
@@ -135,16 +148,17 @@ def _add_generation(parser: ArgumentParser) -> None:
 def _run(names: Sequence[str], arguments: Namespace) -> int:
     started = monotonic()
     checkpoint = load_checkpoint(arguments)
-    if RefreshInterval.name in names:
-        refresh = RefreshInterval(arguments.threshold, arguments.estimator, arguments.intervals)
-        with _written([refresh], arguments, checkpoint):
+    continued = [CONTINUED[name][1](arguments) for name in names if name in CONTINUED]
+    captured = [CAPTURED[name][1](arguments) for name in names if name in CAPTURED]
+    if continued:
+        with _written(continued, arguments, checkpoint):
             for context, continuation in continuations(arguments, checkpoint, started):
-                refresh.add(context, continuation)
-    questions = [QUESTIONS[name][1](arguments) for name in names if name in QUESTIONS]
-    if questions:
-        with _written(questions, arguments, checkpoint):
+                for asked in continued:
+                    asked.add(context, continuation)
+    if captured:
+        with _written(captured, arguments, checkpoint):
             for capture in captures(arguments, checkpoint, started):
-                for question in questions:
+                for question in captured:
                     question.add(capture)
     return 0
 

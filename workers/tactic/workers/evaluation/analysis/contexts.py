@@ -57,14 +57,14 @@ def continuations(
     """Prefilled beginnings of book texts and how they go on, of every seed and length, while there is time.
 
     Args:
-        arguments: contexts (or refresh_contexts, where both are there), seeds, generate, seconds, books.
+        arguments: contexts (or continued_contexts, where both are there), seeds, generate, seconds, books.
         checkpoint: that reads them.
         started: `time.monotonic()` when the run began.
 
     Raises:
         EvaluationError: context and generation exceed the model's positions.
     """
-    lengths = getattr(arguments, "refresh_contexts", arguments.contexts)
+    lengths = getattr(arguments, "continued_contexts", arguments.contexts)
     generated = arguments.generate
     if max(lengths) + generated > checkpoint.context_length:
         raise EvaluationError(

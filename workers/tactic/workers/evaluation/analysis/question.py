@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from tactic.workers.evaluation.analysis.capture import Capture
 from tactic.workers.evaluation.analysis.result import Table
+from tactic.workers.evaluation.context import Context
 
 
 class Answer(ABC):
@@ -29,3 +30,11 @@ class CaptureQuestion(Answer):
     @abstractmethod
     def add(self, capture: Capture) -> None:
         """Measures one context; only figures are kept."""
+
+
+class ContinuationQuestion(Answer):
+    """A question that lets methods continue one text after the other."""
+
+    @abstractmethod
+    def add(self, context: Context, continuation: Sequence[int]) -> None:
+        """Runs over one text; `continuation` follows the prompt that `context` holds."""

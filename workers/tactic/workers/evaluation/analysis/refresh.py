@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
+from tactic.workers.evaluation.analysis.continuation import FIGURES, compare
 from tactic.workers.evaluation.analysis.growth import Growing
-from tactic.workers.evaluation.analysis.question import Answer
+from tactic.workers.evaluation.analysis.question import ContinuationQuestion
 from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import INTERVALS, Samples
 from tactic.workers.evaluation.context import Context
-from tactic.workers.evaluation.methods.base import Method
-from tactic.workers.evaluation.methods.plain import Dense
 from tactic.workers.evaluation.methods.tactic import Tactic
 from tactic.workers.evaluation.statistics import Reads
 
@@ -24,8 +22,8 @@ BINS = 32
 
 
 @dataclass
-class RefreshInterval(Answer):
-    """A held-out text is continued, each token given, and attended as if it had just been generated.
+class RefreshInterval(ContinuationQuestion):
+    """What becomes of a generation whose own tokens are clustered every so often, or never.
 
     Attributes:
         threshold: P.
@@ -43,85 +41,49 @@ class RefreshInterval(Answer):
     _curves: dict[str, list[dict[str, list[float]]]] = field(default_factory=dict)
 
     def add(self, context: Context, continuation: Sequence[int]) -> None:
-        """Runs all policies over one text; `continuation` follows the prompt that `context` holds."""
-        dense_logits: Tensor | None = None
-        for name, method in self._policies():
-            logits, reads = context.force(continuation, method)
-            if dense_logits is None:
-                dense_logits = logits
-            target = torch.tensor(continuation, device=logits.device)
-            nll = torch.nn.functional.cross_entropy(logits[:-1], target, reduction="none")
-            late = slice(3 * len(continuation) // 4, None)
-            agreed = logits.argmax(-1) == dense_logits.argmax(-1)
+        """See `ContinuationQuestion.add`."""
+        tactic = Tactic(self.threshold, self.estimator)
+        policies = {f"every {interval}": Growing(tactic, interval) for interval in self.intervals}
+        policies["never"] = Growing(tactic, None)
+        policies[f"never, last {self.window}"] = Growing(tactic, None, self.window)
+        for name, figures, reads in compare(context, continuation, policies, self.threshold):
             condition: dict[str, Cell] = {
                 "context": context.length + 1,
                 "generated": len(continuation),
                 "refresh": name,
             }
-            self._samples.add(
-                "text",
-                condition,
-                {
-                    "perplexity": nll.mean().exp().item(),
-                    "accuracy": (logits[:-1].argmax(-1) == target).double().mean().item(),
-                    "as dense": agreed.double().mean().item(),
-                    "share": reads.own_share.mean().item(),
-                    "success": (reads.own_share >= self.threshold).double().mean().item(),
-                    "selected": reads.selected.double().mean().item(),
-                    "read": reads.read.double().mean().item(),
-                    "late perplexity": nll[late].mean().exp().item(),
-                    "late share": reads.own_share[..., late].mean().item(),
-                    "late read": reads.read[..., late].double().mean().item(),
-                },
-            )
+            self._samples.add("book", condition, figures)
             self._curves.setdefault(name, []).append(_curve(reads))
 
     def tables(self) -> Sequence[Table]:
         """See `Answer.tables`."""
-        return [
-            Table(
-                "Refresh interval",
-                "What was asked: what becomes of a long generation when its own tokens are clustered every "
-                f"so many steps (P = {self.threshold}, `{self.estimator}`). Until then they are the tail, "
-                "which is read in full. `never` keeps the prompt's index and reads all generated tokens; "
-                f"`never, last {self.window}` keeps it and reads the last {self.window} of them only, so "
-                "what is older is lost. The text is given (teacher-forced): perplexity and accuracy are of "
-                "its next token, `as dense` is how often the first choice is that of dense attention. Share "
-                "and success are per query head, selected per query head and read per KV head; `late` is the "
-                f"last quarter of the generation. {INTERVALS}",
-                self._samples.rows(),
-            )
-        ]
+        note = (
+            "What was asked: what becomes of a long generation when its own tokens are clustered every so "
+            f"many steps (P = {self.threshold}, `{self.estimator}`). Until then they are the tail, which is "
+            "read in full. `never` keeps the prompt's index and reads all generated tokens; "
+            f"`never, last {self.window}` reads the last {self.window} of them only: what is older is lost. "
+            f"{FIGURES} {INTERVALS}"
+        )
+        return [Table("Refresh interval", note, self._samples.rows())]
 
     def data(self) -> dict[str, Any]:
         """Share and positions read along the generation, means over the texts; see `Answer.data`."""
         return {
             "curves": [
-                {
-                    "refresh": name,
-                    **{key: _mean([curve[key] for curve in curves]) for key in curves[0]},
-                }
+                {"refresh": name, **{key: _mean([curve[key] for curve in curves]) for key in curves[0]}}
                 for name, curves in self._curves.items()
             ]
         }
 
-    def _policies(self) -> Iterator[tuple[str, Method]]:
-        tactic = Tactic(self.threshold, self.estimator)
-        yield "dense", Dense()
-        for interval in self.intervals:
-            yield f"every {interval}", Growing(tactic, interval)
-        yield "never", Growing(tactic, None)
-        yield f"never, last {self.window}", Growing(tactic, None, self.window)
-
 
 def _curve(reads: Reads) -> dict[str, list[float]]:
     """Means over layers and heads in `BINS` equal parts of the generation."""
-    parts = {"share": reads.own_share.mean((0, 1)), "read": reads.read.double().mean((0, 1))}
-    steps = [part.double().mean().item() for part in torch.arange(reads.read.shape[-1]).tensor_split(BINS)]
-    curves = {
-        name: [part.mean().item() for part in values.tensor_split(BINS)] for name, values in parts.items()
+    values = {
+        "step": torch.arange(reads.read.shape[-1]).double(),
+        "share": reads.own_share.mean((0, 1)),
+        "read": reads.read.double().mean((0, 1)),
     }
-    return {"step": steps, **curves}
+    return {name: [part.mean().item() for part in one.tensor_split(BINS)] for name, one in values.items()}
 
 
 def _mean(curves: Sequence[Sequence[float]]) -> list[float]:

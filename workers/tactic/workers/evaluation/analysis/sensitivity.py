@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-
 from tactic.kernels.estimators import Estimator, Fit, make_estimator
 from tactic.kernels.index import DecodeOptions, RequestIndex
 from tactic.workers.evaluation.analysis.capture import Capture
@@ -20,7 +18,6 @@ WINDOW_LENGTHS = (16, 32, 64, 128)
 EXACT_FRACTIONS = (0.005, 0.01, 0.02, 0.04)
 SINKS = (0, 4, 16, 64)
 DEFAULT_SINKS = 16
-DENSE_LAYERS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Sensitivity(CaptureQuestion):
 
     Attributes:
         threshold: P.
-        estimator: id of the one for which sinks and dense layers are varied; the other settings are `fit`'s.
+        estimator: id of the one for which sinks are varied; the other settings are `fit`'s.
     """
 
     name: ClassVar[str] = "sensitivity"
@@ -58,18 +55,13 @@ class Sensitivity(CaptureQuestion):
                 for variant in variants:
                     if variant.sinks == sinks:
                         outcomes[variant].append(seen.outcome(seen.choose(variant.estimator)))
-        for variant, by_layer in outcomes.items():
-            self._add(capture, variant.setting, variant.value, by_layer)
-
-        name = make_estimator(self.estimator, DecodeOptions.create(1)).name
-        usual = _Variant(
-            f"{name}: sinks", str(DEFAULT_SINKS), make_estimator(self.estimator, DecodeOptions.create(1))
-        )
-        for dense in (count for count in DENSE_LAYERS if count <= len(capture.layers)):
-            by_layer = outcomes[usual]
-            read_all = [_dense(one, step.visible) for one, step in zip(by_layer, capture.layers, strict=True)]
-            joined = read_all[:dense] + by_layer[dense:]
-            self._add(capture, f"{name}: dense first layers", str(dense), joined)
+        for variant, found in outcomes.items():
+            condition: dict[str, Cell] = {
+                "setting": variant.setting,
+                "value": variant.value,
+                "context": capture.context,
+            }
+            self._samples.add(capture.text, condition, Outcome.cat(found).summary())
 
     def tables(self) -> Sequence[Table]:
         """See `Answer.tables`."""
@@ -92,13 +84,3 @@ class Sensitivity(CaptureQuestion):
         estimator = make_estimator(self.estimator, DecodeOptions.create(1))
         for sinks in SINKS:
             yield _Variant(f"{estimator.name}: sinks", str(sinks), estimator, sinks)
-
-    def _add(self, capture: Capture, setting: str, value: str, by_layer: Sequence[Outcome]) -> None:
-        condition: dict[str, Cell] = {"setting": setting, "value": value, "context": capture.context}
-        self._samples.add(capture.text, condition, Outcome.cat(by_layer).summary())
-
-
-def _dense(outcome: Outcome, visible: torch.Tensor) -> Outcome:
-    """The same cases when everything visible `[m, n]` bool is read."""
-    tokens = visible.sum(-1).repeat(len(outcome.tokens) // len(visible))
-    return Outcome(outcome.threshold, tokens, torch.ones_like(outcome.share), outcome.oracle)
