@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -83,3 +86,34 @@ def test_too_much_is_refused(checkpoint: Checkpoint, context: Context, prompt: l
         context.force([1] * 70, Dense())
     with pytest.raises(EvaluationError, match=r"131,072 positions of .*max_position_embeddings"):
         checkpoint.prefill(prompt, room=131_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen3", {"head_dim": 32}),
+        ("mistral", {"sliding_window": None}),
+        (
+            "qwen3_moe",
+            {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 64, "num_experts_per_tok": 2},
+        ),
+    ],
+)
+def test_other_architectures(
+    kind: str, settings: dict[str, Any], checkpoint: Checkpoint, prompt: list[int], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **heads, **settings))
+    model.save_pretrained(tmp_path)
+    checkpoint.tokenizer.save_pretrained(tmp_path)
+    other = Checkpoint.load(tmp_path, device="cpu")
+    context = other.prefill(prompt, room=8)
+    dense, _ = context.force([5, 6, 7], Dense())
+    expected = hugging_face_logits(other, [*prompt, 5, 6, 7])[-4:]
+    torch.testing.assert_close(dense, expected, rtol=1e-3, atol=1e-4)
+    _, reads = context.force([5, 6, 7], Tactic(0.5, "centroid"))
+    assert (reads.read < reads.visible).all()

@@ -74,9 +74,9 @@ def test_tactic_reads_what_the_product_reads(context: Context, threshold: float,
         out, reads = run(step, method)
         index = step.layer.structure(method.index)
         for i in range(step.query.shape[2]):
-            length = step.first + i + 1
+            length, scale = step.first + i + 1, step.query.shape[3] ** -0.5
             product = decode(
-                step.query[:, :, i].flatten(0, 1)[None] / step.layer.scale,
+                step.query[:, :, i].flatten(0, 1)[None] / scale,
                 step.keys.contiguous(),
                 step.values.contiguous(),
                 torch.arange(step.keys.shape[0])[None],
@@ -85,7 +85,7 @@ def test_tactic_reads_what_the_product_reads(context: Context, threshold: float,
                 index.table,
                 index.arena,
                 settings,
-                scale=step.layer.scale,
+                scale=scale,
                 measure=True,
             )
             group = step.query.shape[1]

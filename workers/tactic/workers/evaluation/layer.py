@@ -20,15 +20,11 @@ class Layer:
     Attributes:
         number: the layer's place in the model.
         keys: `[n, H, d]`, keys after RoPE of the n prompt positions, the model's dtype, contiguous.
-        query_heads: Hq, a multiple of H.
-        scale: of the logits.
         sinks: first positions that every method reads.
     """
 
     number: int
     keys: Tensor
-    query_heads: int
-    scale: float
     sinks: int
     _structures: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -41,7 +37,7 @@ class Layer:
 
     def over(self, keys: Tensor) -> Layer:
         """The same layer with other keys, of which nothing is built yet."""
-        return Layer(self.number, keys, self.query_heads, self.scale, self.sinks)
+        return Layer(self.number, keys, self.sinks)
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,7 @@ class Checkpoint:
             forward(self.model, chunk, cache, prefill_attention, keep=1)
             cache.length += len(chunk)
         layers = [
-            Layer(
-                number,
-                cache.keys[number, : cache.length],
-                config.num_attention_heads,
-                head_dim**-0.5,
-                self.sinks,
-            )
+            Layer(number, cache.keys[number, : cache.length], self.sinks)
             for number in range(config.num_hidden_layers)
         ]
         return Context(self.model, cache, tokens[-1], layers)
