@@ -3,7 +3,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tactic.kernels.estimators import Evidence, Exact, estimator_id, make_estimator, position_logits
+from tactic.kernels.estimators import (
+    NAMES,
+    Evidence,
+    Exact,
+    estimator_id,
+    make_estimator,
+    position_logits,
+)
 from tactic.kernels.estimators.fit import curve_mass, fit_curve
 from tactic.kernels.index_map import map_rows, read_mask
 from tactic.kernels.ranking import Ranking, rank
@@ -130,7 +137,7 @@ def test_exact_mass_ends_at_the_total(make_scene: Maker) -> None:
     torch.testing.assert_close(log_mass[:, -1], total)
 
 
-@pytest.mark.parametrize("name", ["fit", "centroid", "exact"])
+@pytest.mark.parametrize("name", NAMES)
 def test_mass_never_falls_along_the_order(make_scene: Maker, name: str) -> None:
     scene = make_scene(REQUESTS)
     _, evidence = evidence_of(scene)
@@ -186,5 +193,7 @@ def test_estimators_reach_their_share(make_scene: Maker) -> None:
 
 
 def test_unknown_estimators_are_named() -> None:
-    with pytest.raises(ValueError, match="estimator='best' is unknown, use one of fit, centroid, exact"):
+    with pytest.raises(
+        ValueError, match="estimator='best' is unknown, use one of fit, centroid, exact, guarded"
+    ):
         estimator_id("best")
