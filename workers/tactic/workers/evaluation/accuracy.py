@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tactic.kernels.estimators import NAMES
-from tactic.workers.config import IndexConfig
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.arguments import (
     add_contexts,
@@ -21,7 +20,7 @@ from tactic.workers.evaluation.arguments import (
     share,
 )
 from tactic.workers.evaluation.index import BuildIndex
-from tactic.workers.evaluation.methods.registry import BUDGETED
+from tactic.workers.evaluation.methods.registry import BUDGETED, SERVED
 from tactic.workers.evaluation.methods.registry import METHODS as KNOWN
 from tactic.workers.evaluation.model import pick_device
 from tactic.workers.evaluation.outcome import Outcome, Plan
@@ -29,8 +28,7 @@ from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.tables import all_tables, head_figures
 from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
-SERVED = IndexConfig().estimator
-"""What the product estimates with unless told otherwise; it stands first, so budgets are matched to it."""
+# What is served stands first, so that budgets are matched to it.
 _ESTIMATORS = (SERVED, *(name for name in NAMES if name != SERVED))
 DEFAULT = (
     "oracle",

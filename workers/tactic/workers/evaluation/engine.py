@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
 from transformers import AutoTokenizer
 
 from tactic.kernels.estimators import NAMES
-from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec, IndexSpec, RefreshSpec
-from tactic.workers.config import IndexConfig
-from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
 from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
 from tactic.workers.evaluation.arguments import (
     add_contexts,
@@ -30,15 +22,13 @@ from tactic.workers.evaluation.arguments import (
     share,
 )
 from tactic.workers.evaluation.errors import EvaluationError
+from tactic.workers.evaluation.methods.registry import SERVED
 from tactic.workers.evaluation.model import pick_device
 from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.ratio import ratio_interval
-from tactic.workers.evaluation.tasks.prompt import Sample
 from tactic.workers.evaluation.tasks.registry import TASKS
-from tactic.workers.refresh.messages import RequestReport, decode_to_worker
 from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
 
-REPORT_TIMEOUT_S = 10.0
 DENSE = "dense"
 
 
@@ -58,8 +48,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="P",
         help="beside dense; 1 reads everything through the index [default: 1 0.9]",
     )
-    served = IndexConfig().estimator
-    parser.add_argument("--estimator", choices=NAMES, default=served, help=f"[default: {served}]")
+    parser.add_argument("--estimator", choices=NAMES, default=SERVED, help=f"[default: {SERVED}]")
     parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
     parser.add_argument("--seconds", type=positive, help="stop in time for this, keep what there is")
 
@@ -87,61 +76,6 @@ class Reply:
     tokens: list[int]
     read: float
     text: str
-
-
-class LocalEngine:
-    """SGLang with the tactic backend, in this process and its children, as a decode worker runs it.
-
-    Args:
-        spec: engine and index.
-        socket: ZeroMQ's, bound where the schedulers report to.
-        link: its address.
-    """
-
-    def __init__(self, spec: DeploymentSpec, socket: Any, link: str) -> None:
-        prepare_environment(spec.engine, backend_config(spec, link))
-        # Greedy, one request after the other.
-        arguments = engine_arguments(spec.engine) | {"log_level": "warning"}
-        import sglang  # Only here: it takes seconds, and prepare_environment must come first.
-
-        self._socket = socket
-        self._engine = sglang.Engine(**arguments)
-
-    def answer(self, sample: Sample, stop: Sequence[int], options: dict[str, Any]) -> tuple[list[int], float]:
-        """Decodes greedily; returns the ids without the one that stops, and the share of positions read.
-
-        Raises:
-            EvaluationError: the engine did not report what it read.
-        """
-        request = os.urandom(16).hex()
-        output = self._engine.generate(
-            input_ids=sample.prompt,
-            sampling_params={
-                "temperature": 0,
-                "max_new_tokens": sample.limit,
-                "stop_token_ids": list(stop),
-                "sampling_seed": 0,
-                "custom_params": {"tactic": options},
-            },
-            rid=request,
-        )
-        tokens = [token for token in output["output_ids"] if token not in stop]
-        report = self._report(request)
-        return tokens, sum(report.read_share_per_layer) / len(report.read_share_per_layer)
-
-    def close(self) -> None:
-        """Ends the engine's processes."""
-        self._engine.shutdown()
-
-    def _report(self, request: str) -> RequestReport:
-        deadline = time.monotonic() + REPORT_TIMEOUT_S
-        while self._socket.poll(max(0, 1000 * (deadline - time.monotonic()))):
-            message = decode_to_worker(self._socket.recv_multipart()[1])
-            if isinstance(message, RequestReport) and message.request_id == request:
-                return message
-        raise EvaluationError(
-            "the engine did not report what it read: is the `tactic` distribution installed where it runs?"
-        )
 
 
 def run(arguments: Namespace) -> int:
@@ -175,6 +109,8 @@ def _measure(arguments: Namespace, started: float) -> Iterator[list[Reply]]:
         for context in arguments.contexts
         for task in arguments.tasks
     ]
+    from tactic.workers.evaluation.local_engine import local_engine  # other commands need no SGLang
+
     with local_engine(arguments) as engine:
         progress = Progress(len(todo), started=started, limit=arguments.seconds)
         for seed, context, task in todo:
@@ -190,33 +126,6 @@ def _measure(arguments: Namespace, started: float) -> Iterator[list[Reply]]:
                 found.append(Reply(task, context, seed, mode, score, tokens, read, text))
             yield found
             progress.end()
-
-
-@contextmanager
-def local_engine(arguments: Namespace) -> Iterator[LocalEngine]:
-    """An engine of the arguments; it ends with the block."""
-    spec = DeploymentSpec(
-        engine=EngineSpec(
-            model_path=str(arguments.model),
-            device=pick_device(arguments.device),
-            dtype=arguments.dtype,
-            context_length=max(arguments.contexts),
-            max_running_requests=1,
-        ),
-        index=IndexSpec(sinks=arguments.sinks, cluster_size=arguments.cluster_size),
-        refresh=RefreshSpec(enabled=False),
-    )
-    with tempfile.TemporaryDirectory(prefix="tactic-eval-") as folder, zmq.Context() as context:
-        link = f"ipc://{folder}/link"
-        with context.socket(zmq.ROUTER) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.bind(link)
-            print("  starting the engine", file=sys.stderr, flush=True)
-            engine = LocalEngine(spec, socket, link)
-            try:
-                yield engine
-            finally:
-                engine.close()
 
 
 def _result(arguments: Namespace, replies: Sequence[Reply], seconds: float) -> Result:

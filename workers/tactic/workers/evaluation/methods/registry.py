@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tactic.kernels.estimators import NAMES
+from tactic.kernels.index import DecodeOptions
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.methods.base import Method
@@ -13,6 +14,8 @@ from tactic.workers.evaluation.methods.plain import Dense, OracleTopP
 from tactic.workers.evaluation.methods.tactic import Tactic
 
 BUDGETED: dict[str, type[Budgeted]] = {kind.name: kind for kind in (Quest, Window, TopK)}
+SERVED = NAMES[int(DecodeOptions.create(1).estimator)]
+"""What the product estimates with unless told otherwise."""
 METHODS = (
     Dense.name,
     OracleTopP.name,
