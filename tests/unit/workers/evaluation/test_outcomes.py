@@ -1,5 +1,6 @@
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,18 @@ def test_a_run_that_is_out_of_time_keeps_what_it_has(
         accuracy.run(arguments)
     assert "| 2500 | oracle | 0.9 |" in (tmp_path / "out" / "accuracy.md").read_text()
     assert "niah_single_2" in capsys.readouterr().out
+
+
+def test_several_contexts_are_summed_up() -> None:
+    found = [outcome(method, 1.0, seed=seed) for seed in (0, 1) for method in ("dense", "quest")]
+    longer = [replace(each, context=8192, score=0.5) for each in found]
+    tables = {table.title: table.rows for table in all_tables([*found, *longer])}
+    assert [(row["context"], row["method"]) for row in tables["Methods"]] == [
+        (4096, "dense"),
+        (4096, "quest"),
+        (8192, "dense"),
+        (8192, "quest"),
+    ]
+    (_, quest) = tables["Methods over all context lengths"]
+    assert quest["accuracy %"] == (75.0, 0.0)
+    assert quest["asked"] == 4

@@ -18,7 +18,7 @@ from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
 
 ATTENTION = "tactic_evaluation"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PREFILL_CHUNK = 32768
+PREFILL_CHUNK = 131072
 
 
 @dataclass(frozen=True)

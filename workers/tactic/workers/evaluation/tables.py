@@ -25,54 +25,64 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     questions = [each for each in outcomes if each.score is not None]
     texts = [each for each in outcomes if each.loss is not None]
     tables = [method_table(outcomes)] if outcomes else []
+    tables += [overall_table(outcomes)] if len({each.context for each in outcomes}) > 1 else []
     tables += [task_table(questions)] if questions else []
     tables += [perplexity_table(texts)] if texts else []
     return tables + ([layer_table(outcomes)] if any(each.figures.heads for each in outcomes) else [])
 
 
+_FIGURES = (
+    "Accuracy: mean share of expected strings that an answer holds, as RULER scores, over all tasks. "
+    "selected: positions a query head chose; oracle: fewest positions that reach P, of the same queries; "
+    "ideal: a perfect estimate on the method's own cluster order; read: positions a KV head read, the "
+    "union over its query heads, of those visible. share: true attention share of what a query head "
+    "selected (mean, and 5th percentile); success: how often it reached P; share read: of what its KV "
+    "head read. Sinks and tail are included. Means over decode steps, layers and heads; ± is half of a "
+    "95 % interval over contexts within tasks (Student's t). quest, window and topk read, per KV head "
+    "and layer, as many positions as the first tactic method listed here, unless --budget was given."
+)
+
+
 def method_table(outcomes: Sequence[Outcome]) -> Table:
     """Accuracy beside what was read for it."""
-    rows: list[Row] = []
     dense = _dense(outcomes)
-    for (context, method, threshold), group in _groups(outcomes):
-        asked = [each for each in group if each.score is not None]
-        better = [(each.score or 0.0) - (dense[_sample(each)].score or 0.0) for each in asked]
-        rows.append(
-            {
-                "context": context,
-                "method": method,
-                "P": threshold,
-                "accuracy %": _scaled(100, asked, lambda each: each.score or 0.0),
-                "lost against dense, points": _lost(group, dense),
-                "worse / better": f"{sum(x < 0 for x in better)} / {sum(x > 0 for x in better)}",
-                "asked": len(asked),
-                "selected": _scaled(1, group, lambda each: each.figures.selected),
-                "oracle": _scaled(1, group, lambda each: each.figures.oracle),
-                "selected / oracle": _ratio(
-                    group, lambda each: each.figures.selected, lambda each: each.figures.oracle
-                ),
-                "ideal / oracle": _ratio(
-                    group, lambda each: each.figures.ideal, lambda each: each.figures.oracle
-                ),
-                "read %": _percent_read(group),
-                "share": _scaled(1, group, lambda each: each.figures.own_share),
-                "share, 5 %": float(np.mean([each.figures.low_share for each in group])),
-                "success %": _scaled(100, group, lambda each: each.figures.success),
-                "share read": _scaled(1, group, lambda each: each.figures.share),
-            }
-        )
-    return Table(
-        "Methods",
-        "Accuracy: mean share of expected strings that an answer holds, as RULER scores, over all tasks. "
-        "selected: positions a query head chose; oracle: fewest positions that reach P, of the same queries; "
-        "ideal: a perfect estimate on the method's own cluster order; read: positions a KV head read, the "
-        "union over its query heads, of those visible. share: true attention share of what a query head "
-        "selected (mean, and 5th percentile); success: how often it reached P; share read: of what its KV "
-        "head read. Sinks and tail are included. Means over decode steps, layers and heads; ± is half of a "
-        "95 % interval over contexts within tasks (Student's t). quest, window and topk read, per KV head "
-        "and layer, as many positions as the first tactic method listed here, unless --budget was given.",
-        rows,
-    )
+    rows: list[Row] = [
+        {"context": context, "method": method, "P": threshold, **_figures(group, dense)}
+        for (context, method, threshold), group in _groups(outcomes)
+    ]
+    return Table("Methods", _FIGURES, rows)
+
+
+def overall_table(outcomes: Sequence[Outcome]) -> Table:
+    """The same over all context lengths."""
+    dense = _dense(outcomes)
+    rows: list[Row] = [
+        {"method": method, "P": threshold, **_figures(group, dense)}
+        for (method, threshold), group in _over_contexts(outcomes)
+    ]
+    return Table("Methods over all context lengths", "Columns as above; every sample counts the same.", rows)
+
+
+def _figures(group: Sequence[Outcome], dense: Mapping[Sample, Outcome]) -> Row:
+    asked = [each for each in group if each.score is not None]
+    better = [(each.score or 0.0) - (dense[_sample(each)].score or 0.0) for each in asked]
+    return {
+        "accuracy %": _scaled(100, asked, lambda each: each.score or 0.0),
+        "lost against dense, points": _lost(group, dense),
+        "worse / better": f"{sum(x < 0 for x in better)} / {sum(x > 0 for x in better)}",
+        "asked": len(asked),
+        "selected": _scaled(1, group, lambda each: each.figures.selected),
+        "oracle": _scaled(1, group, lambda each: each.figures.oracle),
+        "selected / oracle": _ratio(
+            group, lambda each: each.figures.selected, lambda each: each.figures.oracle
+        ),
+        "ideal / oracle": _ratio(group, lambda each: each.figures.ideal, lambda each: each.figures.oracle),
+        "read %": _percent_read(group),
+        "share": _scaled(1, group, lambda each: each.figures.own_share),
+        "share, 5 %": float(np.mean([each.figures.low_share for each in group])),
+        "success %": _scaled(100, group, lambda each: each.figures.success),
+        "share read": _scaled(1, group, lambda each: each.figures.share),
+    }
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,9 @@ class Comparison:
 def comparisons(outcomes: Sequence[Outcome]) -> dict[tuple[str, float | None], Comparison]:
     """Each method and threshold beside dense."""
     dense = _dense(outcomes)
-    groups: dict[tuple[str, float | None], list[Outcome]] = {}
-    for each in outcomes:
-        groups.setdefault((each.method, each.threshold), []).append(each)
     return {
         key: Comparison(_lost(group, dense), _nats(group, dense), _percent_read(group) / 100)
-        for key, group in groups.items()
+        for key, group in _over_contexts(outcomes)
     }
 
 
@@ -182,6 +189,18 @@ def _groups(outcomes: Iterable[Outcome]) -> list[tuple[Key, list[Outcome]]]:
     return sorted(found.items(), key=lambda item: item[0][0])
 
 
+def _over_contexts(outcomes: Iterable[Outcome]) -> list[tuple[tuple[str, float | None], list[Outcome]]]:
+    """Outcomes by method and threshold."""
+    found: dict[tuple[str, float | None], list[Outcome]] = {}
+    for each in outcomes:
+        found.setdefault((each.method, each.threshold), []).append(each)
+    return list(found.items())
+
+
+def _stratum(outcome: Outcome) -> tuple[int, str]:
+    return outcome.context, outcome.task
+
+
 def _sample(outcome: Outcome) -> Sample:
     return outcome.context, outcome.task, outcome.seed
 
@@ -203,7 +222,7 @@ def _nats(group: Sequence[Outcome], dense: Mapping[Sample, Outcome]) -> Interval
 
 
 def _interval(values: Sequence[float], of: Sequence[Outcome]) -> Interval | None:
-    return ratio_interval(values, [1.0] * len(values), [each.task for each in of]) if values else None
+    return ratio_interval(values, [1.0] * len(values), [_stratum(each) for each in of]) if values else None
 
 
 def _scaled(
@@ -222,7 +241,7 @@ def _ratio(
     known = [(x, y) for x, y in pairs if x is not None and y is not None]
     if not known or len(known) < len(pairs):
         return None
-    return ratio_interval([x for x, _ in known], [y for _, y in known], [each.task for each in group])
+    return ratio_interval([x for x, _ in known], [y for _, y in known], [_stratum(each) for each in group])
 
 
 def _percent_read(group: Sequence[Outcome]) -> float:
