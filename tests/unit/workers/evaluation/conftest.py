@@ -33,6 +33,11 @@ def builder(request: pytest.FixtureRequest, checkpoint: Checkpoint, haystack: Ha
 
 
 @pytest.fixture(scope="session")
+def ruler(checkpoint: Checkpoint, haystack: Haystack) -> PromptBuilder:
+    return PromptBuilder(checkpoint.tokenizer, haystack, "ruler")
+
+
+@pytest.fixture(scope="session")
 def prompt(haystack: Haystack) -> list[int]:
     tokens: list[int] = haystack.book.tokens[:PROMPT].tolist()
     return tokens

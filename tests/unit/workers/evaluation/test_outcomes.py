@@ -29,12 +29,12 @@ def outcome(
 
 
 @pytest.fixture(scope="module")
-def outcomes(checkpoint: Checkpoint, builder: PromptBuilder) -> list[Outcome]:
+def outcomes(checkpoint: Checkpoint, ruler: PromptBuilder) -> list[Outcome]:
     plan = Plan(METHODS, [0.7])
     found: list[Outcome] = []
     for task in ("niah_single_2", "perplexity"):
-        sample = builder.sample(task, 2500, 0, 0)
-        found += plan.run(checkpoint, sample, context=2500, seed=0)
+        sample = ruler.sample(task, 1900, 0, 0)
+        found += plan.run(checkpoint, sample, context=1900, seed=0)
     return found
 
 
@@ -70,11 +70,11 @@ def test_tables_hold_every_context_and_method(outcomes: list[Outcome]) -> None:
     assert len(tables["Layers"]) == 4
 
 
-def test_a_given_budget_needs_no_tactic(checkpoint: Checkpoint, builder: PromptBuilder) -> None:
+def test_a_given_budget_needs_no_tactic(checkpoint: Checkpoint, ruler: PromptBuilder) -> None:
     plan = Plan(["topk"], [0.9], budget=300)
     plan.check()
-    sample = builder.sample("niah_single_2", 2500, 0, 0)
-    _, topk = plan.run(checkpoint, sample, context=2500, seed=0)
+    sample = ruler.sample("niah_single_2", 1900, 0, 0)
+    _, topk = plan.run(checkpoint, sample, context=1900, seed=0)
     assert topk.figures.read == 300
     with pytest.raises(EvaluationError, match="--methods topk: their budget is what a tactic method reads"):
         Plan(["topk"], [0.9]).check()
@@ -130,20 +130,20 @@ def test_a_run_ends_before_a_job_that_would_end_too_late(capsys: pytest.CaptureF
 def test_a_run_that_is_out_of_time_keeps_what_it_has(
     tmp_path: Path,
     checkpoint: Checkpoint,
-    builder: PromptBuilder,
+    ruler: PromptBuilder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(accuracy, "load_checkpoint", lambda _: checkpoint)
-    monkeypatch.setattr(accuracy, "load_builder", lambda *_: builder)
+    monkeypatch.setattr(accuracy, "load_builder", lambda *_: ruler)
     arguments = Namespace(
         **{"methods": ["oracle"], "thresholds": [0.9], "budget": None, "cluster_size": 32, "seeds": 1},
-        **{"samples": 1, "contexts": [2500], "tasks": ["niah_single_2", "unknown"], "seconds": None},
+        **{"samples": 1, "contexts": [1900], "tasks": ["niah_single_2", "unknown"], "seconds": None},
         **{"device": "cpu", "out": tmp_path / "out"},
     )
     with pytest.raises(EvaluationError, match="unknown"):
         accuracy.run(arguments)
-    assert "| 2500 | oracle | 0.9 |" in (tmp_path / "out" / "accuracy.md").read_text()
+    assert "| 1900 | oracle | 0.9 |" in (tmp_path / "out" / "accuracy.md").read_text()
     assert "niah_single_2" in capsys.readouterr().out
 
 
