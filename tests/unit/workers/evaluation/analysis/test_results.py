@@ -85,6 +85,18 @@ def test_every_question_is_answered_written_and_drawn(
         assert len(drawn) < 200_000
 
 
+def test_accuracy_is_drawn(
+    tmp_path: Path, tiny_checkpoint: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--contexts", 1100, "--seeds", 2, "--tasks", "niah_single_2", "perplexity"]
+    arguments += ["--methods", "tactic:centroid", "quest", "--thresholds", 0.5, 0.9, "--device", "cpu"]
+    assert run("accuracy", "--model", tiny_checkpoint, "--out", tmp_path, *arguments) == 0
+    capsys.readouterr()
+    assert run("plot", tmp_path / "accuracy.json") == 0
+    drawn = (tmp_path / "accuracy.svg").read_text()
+    assert all(name in drawn for name in ("dense", "tactic:centroid", "quest"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -62,7 +62,7 @@ class GroupedQueries(CaptureQuestion):
             self._divergence.add(
                 capture.text,
                 {"context": capture.context, "layer": name},
-                {**values, "inflation": Ratio(values["union"], values["selected"])},
+                {**values, "inflation": _inflation(values)},
             )
         for rule, found in outcomes.items():
             read, summary = torch.cat(read_shares[rule]), Outcome.cat(found).summary()
@@ -93,8 +93,9 @@ class GroupedQueries(CaptureQuestion):
                 "One cut for the whole group",
                 "What was asked: what a KV head reads under the union of its query heads' selections, and "
                 "under one order of clusters for the group: by the sum of its heads' estimated weights, cut "
-                "where their mean reaches P; the same, cut where every head reaches P; by the highest of its "
-                "heads' weights, cut where every head reaches P. Success and share are those of each query "
+                "where their mean reaches what the estimator aims at; the same, cut where every head does; "
+                "by the highest of its heads' weights, cut where every head does. (An estimator's least "
+                "number of positions holds for the union alone.) Success and share are those of each query "
                 f"head over what its KV head reads. {INTERVALS}",
                 self._rules.rows(),
             ),
@@ -126,3 +127,8 @@ def _divergence_of(chosen: Tensor, sizes: Tensor, read_share: Tensor) -> dict[st
         "highest read share": read_share.max().item(),
         f"reads over {ALMOST_ALL:.0%}": (read_share > ALMOST_ALL).double().mean().item(),
     }
+
+
+def _inflation(values: dict[str, float]) -> Ratio:
+    """Union beside selection; 1 where sinks and tail are enough for all, and nothing is selected."""
+    return Ratio(values["union"], values["selected"]) if values["selected"] else Ratio(1.0, 1.0)
