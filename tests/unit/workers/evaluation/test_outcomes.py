@@ -138,7 +138,7 @@ def test_a_run_that_is_out_of_time_keeps_what_it_has(
     monkeypatch.setattr(accuracy, "load_builder", lambda *_: ruler)
     arguments = Namespace(
         **{"methods": ["oracle"], "thresholds": [0.9], "budget": None, "cluster_size": 32, "seeds": 1},
-        **{"samples": 1, "contexts": [1900], "tasks": ["niah_single_2", "unknown"], "seconds": None},
+        **{"contexts": [1900], "tasks": ["niah_single_2", "unknown"], "seconds": None},
         **{"device": "cpu", "out": tmp_path / "out"},
     )
     with pytest.raises(EvaluationError, match="unknown"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tactic.kernels.estimators import NAMES
@@ -62,9 +62,6 @@ def configure(parser: ArgumentParser) -> None:
         "--thresholds", type=share, nargs="+", default=[0.9], metavar="P", help="[default: 0.9]"
     )
     parser.add_argument(
-        "--samples", type=positive, default=1, help="of each task, context and seed [default: 1]"
-    )
-    parser.add_argument(
         "--budget",
         type=positive,
         metavar="TOKENS",
@@ -107,19 +104,21 @@ def run(arguments: Namespace) -> int:
 
 
 def measure(arguments: Namespace, plan: Plan, *, started: float) -> Iterator[list[Outcome]]:
-    """Yields each sample's outcomes, one round of all tasks and contexts after the other, seeds first."""
+    """Yields each sample's outcomes, seed by seed, so that a run cut short has asked all tasks alike."""
     checkpoint = load_checkpoint(arguments)
     builder = load_builder(arguments, checkpoint)
-    rounds = [(seed, number) for number in range(arguments.samples) for seed in range(arguments.seeds)]
-    todo = [(r, context, task) for r in rounds for context in arguments.contexts for task in arguments.tasks]
+    todo = [
+        (seed, context, task)
+        for seed in range(arguments.seeds)
+        for context in arguments.contexts
+        for task in arguments.tasks
+    ]
     progress = Progress(len(todo), started=started, limit=arguments.seconds)
-    for (seed, number), context, task in todo:
+    for seed, context, task in todo:
         if not progress.begin(context, f"{task} at {context:,} tokens"):
             return
-        # Samples of a seed are told apart by their seed alone: what pairs a method with dense.
-        own_seed = seed + number * arguments.seeds
-        sample = builder.sample(task, context, own_seed, 0)
-        yield list(plan.run(checkpoint, sample, context=context, seed=own_seed))
+        sample = builder.sample(task, context, seed, 0)
+        yield list(plan.run(checkpoint, sample, context=context, seed=seed))
         progress.end()
 
 
@@ -131,12 +130,17 @@ def _result(arguments: Namespace, outcomes: list[Outcome], seconds: float) -> Re
         tables=all_tables(outcomes),
         device=device_name(pick_device(arguments.device)),
         seconds=seconds,
-        data={"heads": head_figures(outcomes), "outcomes": [_plain(each) for each in outcomes]},
+        data={"heads": head_figures(outcomes), "outcomes": _columns(outcomes)},
     )
 
 
-def _plain(outcome: Outcome) -> dict[str, object]:
-    """An outcome without the figures of heads, whose means `data.heads` has."""
-    plain = asdict(outcome)
-    plain |= {name: value for name, value in plain.pop("figures").items() if name != "heads"}
-    return {name: round(x, 5) if isinstance(x, float) else x for name, x in plain.items()}
+def _columns(outcomes: list[Outcome]) -> dict[str, object]:
+    """Every outcome as a row of values; answers only where they are not wholly right, for reading."""
+    rows = []
+    for each in outcomes:
+        answer = "" if each.score == 1 else each.answer
+        plain = asdict(replace(each, answer=answer, figures=replace(each.figures, heads={})))
+        plain |= plain.pop("figures")
+        del plain["heads"]  # `data.heads` has their means
+        rows.append({name: round(x, 5) if isinstance(x, float) else x for name, x in plain.items()})
+    return {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}

@@ -48,7 +48,7 @@ def add_contexts(parser: ArgumentParser, *, contexts: tuple[int, ...], seeds: in
         help=f"tokens of prompt and answer, such as 4096 or 16k [default: {' '.join(map(str, contexts))}]",
     )
     parser.add_argument(
-        "--seeds", type=positive, default=seeds, help=f"runs with other texts [default: {seeds}]"
+        "--seeds", type=positive, default=seeds, help=f"samples of each task and context [default: {seeds}]"
     )
     parser.add_argument(
         "--style",

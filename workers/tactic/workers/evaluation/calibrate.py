@@ -74,7 +74,6 @@ def configure(parser: ArgumentParser) -> None:
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="to choose from"
     )
     parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
-    parser.add_argument("--samples", type=positive, default=1, help="of each task, context and seed")
     parser.add_argument("--seconds", type=positive, help="stop in time for this, choose by what there is")
     parser.set_defaults(tasks=list(TASKS))
 
