@@ -93,7 +93,7 @@ def test_dense_layers_read_everything(prefilled: Context, text: list[int], steps
     question = DenseLayers(0.9, "centroid")
     question.add(prefilled, text[PROMPT:])
     rows = question.tables()[0].rows
-    assert [row["dense layers"] for row in rows] == ["all", "first 0", "first 1", "first 2", "first 3"]
+    assert [row["dense layers"] for row in rows] == ["all", "none", "first 1", "first 2", "first 3"]
     read = [row["read"][0] for row in rows]
     assert read[1] < read[2] < read[3] < read[4] < read[0]
     assert rows[0]["loss"] == (0.0, None)

@@ -82,7 +82,7 @@ class ClusterSize(CaptureQuestion):
                 "Selection by cluster size",
                 f"What was asked: how many positions each query head selects to reach P = {self.threshold}, "
                 "beside the fewest that hold it (oracle), and how often it does. `exact` is a perfect "
-                f"estimate on the same order of clusters. {INTERVALS}",
+                f"estimate on the order of clusters by q·centroid. {INTERVALS}",
                 self._quality.rows(),
             ),
             Table(

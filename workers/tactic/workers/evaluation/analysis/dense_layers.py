@@ -55,7 +55,7 @@ class DenseLayers(ContinuationQuestion):
         """See `ContinuationQuestion.add`."""
         tactic = Tactic(self.threshold, self.estimator)
         methods = {
-            f"first {count}": DenseFirst(tactic, count)
+            f"first {count}" if count else "none": DenseFirst(tactic, count)
             for count in DENSE_LAYERS
             if count < len(context.layers)
         }
