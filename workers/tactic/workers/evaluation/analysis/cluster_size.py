@@ -14,7 +14,6 @@ from tactic.workers.evaluation.analysis.result import Cell, Table
 from tactic.workers.evaluation.analysis.samples import INTERVALS, Samples
 from tactic.workers.evaluation.analysis.selection import IndexedStep, Outcome
 from tactic.workers.evaluation.index import BuildIndex
-from tactic.workers.evaluation.layer import Step
 
 
 @dataclass
@@ -55,21 +54,21 @@ class ClusterSize(CaptureQuestion):
             self._add_cost(capture)
 
     def _add_cost(self, capture: Capture) -> None:
-        """Times the middle layer; its indexes are there already, so nothing is compiled meanwhile."""
-        step = capture.layers[len(capture.layers) // 2]
-        dense = self._decode_ms(step, CLUSTER_SIZES[0], dense=True)
+        """Takes the times; all indexes are there already, so that nothing is compiled meanwhile."""
+        layer = capture.layers[len(capture.layers) // 2].layer
+        dense = self._decode_ms(capture, CLUSTER_SIZES[0], dense=True)
         for size in CLUSTER_SIZES:
             build = BuildIndex(size)
-            arena = step.layer.structure(build).arena
+            arena = layer.structure(build).arena
             index_bytes = arena.units * arena.bytes_per_unit
             self._cost.add(
                 capture.text,
                 {"context": capture.context, "cluster size": size},
                 {
                     "index MB": index_bytes / 1e6,
-                    "index / KV": index_bytes / (2 * step.layer.keys.nbytes),
-                    "build ms": median_ms(partial(build, step.layer), cuda=step.keys.is_cuda, repeats=2),
-                    "decode ms": self._decode_ms(step, size, dense=False),
+                    "index / KV": index_bytes / (2 * layer.keys.nbytes),
+                    "build ms": median_ms(partial(build, layer), cuda=layer.keys.is_cuda, repeats=2),
+                    "decode ms": self._decode_ms(capture, size, dense=False),
                     "dense ms": dense,
                 },
             )
@@ -87,21 +86,23 @@ class ClusterSize(CaptureQuestion):
             ),
             Table(
                 "Cost by cluster size",
-                "What was asked: memory and building time of the index of one layer, and the time of one "
-                f"decode step in it with `{name}`, beside the same code reading everything (dense). The "
-                f"layer is the middle one, the text is {self._timed_text}. "
+                "What was asked: memory and building time of the index of one layer (the middle one), and "
+                f"the time of a decode step in one layer with `{name}`, beside the same code reading "
+                f"everything (dense); means of the layers. The text is {self._timed_text}. "
                 f"{INTERVALS}",
                 self._cost.rows(),
             ),
         ]
 
-    def _decode_ms(self, step: Step, size: int, *, dense: bool) -> float:
+    def _decode_ms(self, capture: Capture, size: int, *, dense: bool) -> float:
+        first = capture.layers[0]
         options = DecodeOptions.create(
             1,
             threshold=self.threshold,
             estimator=self.estimator,
             dense=dense,
-            device=step.keys.device,
-            sinks=step.layer.sinks,
+            device=first.keys.device,
+            sinks=first.layer.sinks,
         )
-        return decode_ms(step, step.layer.structure(BuildIndex(size)), options)
+        indexes = [step.layer.structure(BuildIndex(size)) for step in capture.layers]
+        return decode_ms(capture.layers, indexes, options)

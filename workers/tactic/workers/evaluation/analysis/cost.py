@@ -1,6 +1,6 @@
-"""How long things take in one layer."""
+"""How long decode steps take, and other calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 
@@ -13,52 +13,58 @@ from tactic.workers.evaluation.index import Index
 from tactic.workers.evaluation.layer import Step
 
 
-def decode_ms(step: Step, index: Index, options: DecodeOptions) -> float:
-    """Median milliseconds of the first query's decode step, by what serves on the device.
+def decode_ms(steps: Sequence[Step], indexes: Sequence[Index], options: DecodeOptions) -> float:
+    """Median milliseconds of the first query's decode step, by what serves on the device; mean of the layers.
+
+    All layers run in turn, each on its own keys, so that none finds its keys in a cache.
 
     Args:
-        step: the layer's keys and queries.
-        index: of the positions before the first query.
+        steps: keys and queries of the layers.
+        indexes: of the positions before the first query, as many, with clusters of the same size.
         options: of one request slot, on the device of the keys.
     """
-    device = step.keys.device
-    query = step.query[:, :, 0].flatten(0, 1)[None].to(step.keys.dtype).contiguous()  # scaled already
-    length = step.first + 1
+    device, length = steps[0].keys.device, steps[0].first + 1
     slot_ids = torch.arange(length, dtype=torch.int32, device=device)[None]
     slot = torch.zeros(1, dtype=torch.int32, device=device)
     lengths = torch.full((1,), length, dtype=torch.int32, device=device)
-    keys, values = step.keys, step.values.contiguous()
-    if not keys.is_cuda:
+    queries = [
+        step.query[:, :, 0].flatten(0, 1)[None].to(step.keys.dtype).contiguous()  # scaled already
+        for step in steps
+    ]
+    layers = list(zip(queries, steps, indexes, strict=True))
+    if device.type == "cpu":
 
-        def on_cpu() -> object:
-            return decode(
-                query, keys, values, slot_ids, slot, lengths, index.table, index.arena, options, scale=1.0
-            )
+        def on_cpu() -> None:
+            for query, step, index in layers:
+                pool = query, step.keys, step.values, slot_ids, slot, lengths
+                decode(*pool, index.table, index.arena, options, scale=1.0)
 
-        return median_ms(on_cpu, cuda=False)
+        return median_ms(on_cpu, cuda=False, repeats=5) / len(layers)
 
     from tactic.kernels.decode.runner import DecodeRunner
 
     runner = DecodeRunner.create(
         batch=1,
-        query_heads=query.shape[1],
-        kv_heads=keys.shape[1],
-        head_dim=keys.shape[2],
+        query_heads=queries[0].shape[1],
+        kv_heads=steps[0].keys.shape[1],
+        head_dim=steps[0].keys.shape[2],
         context=length,
-        segments=index.table.unit.shape[1],
-        cluster_size=index.arena.cluster_size,
+        segments=indexes[0].table.unit.shape[1],
+        cluster_size=indexes[0].arena.cluster_size,
         device=device,
         fit=Fit() if int(options.estimator[0]) == estimator_id(Fit.name) else None,
     )
-    runner.plan(index.table, options, slot, lengths)
+    runner.plan(indexes[0].table, options, slot, lengths)
 
-    def on_gpu() -> object:
-        return runner.run(query, keys, values, slot_ids, index.arena, scale=1.0, sinks=options.sinks)
+    def on_gpu() -> None:
+        for query, step, index in layers:
+            pool = query, step.keys, step.values, slot_ids
+            runner.run(*pool, index.arena, scale=1.0, sinks=options.sinks)
 
-    return _median_graph_ms(on_gpu)
+    return _median_graph_ms(on_gpu) / len(layers)
 
 
-def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int = 15) -> float:
+def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int) -> float:
     """Median milliseconds of a call, the first one not counted."""
     times = []
     for _ in range(repeats + 1):
@@ -72,8 +78,8 @@ def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int = 15) -> f
     return median(times[1:])
 
 
-def _median_graph_ms(call: Callable[[], object], *, calls: int = 20, repeats: int = 15) -> float:
-    """As a part of a replayed CUDA graph, as in serving; the keys stay in the cache between the calls."""
+def _median_graph_ms(call: Callable[[], object], *, repeats: int = 15) -> float:
+    """Of a call in a replayed CUDA graph, as in serving."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -82,8 +88,8 @@ def _median_graph_ms(call: Callable[[], object], *, calls: int = 20, repeats: in
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
+        call()
+    graph.replay()
     times: list[float] = []
     for _ in range(repeats):
         begin, end = _event(), _event()
@@ -91,7 +97,7 @@ def _median_graph_ms(call: Callable[[], object], *, calls: int = 20, repeats: in
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / calls)
+        times.append(begin.elapsed_time(end))
     return median(times)
 
 
