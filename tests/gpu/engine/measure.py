@@ -20,7 +20,7 @@ from typing import Any
 
 import zmq
 
-from tactic.workers.config import BackendConfig, RefreshConfig
+from tactic.workers.config import BackendConfig, IndexConfig, RefreshConfig
 from tactic.workers.refresh.messages import RequestReport, decode_to_worker
 
 LLAMA_8B = {
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--steps", type=int, default=100, help="tokens timed per request")
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--estimator", default=IndexConfig().estimator)
     parser.add_argument("--equal", type=int, default=0, help="prompts on which P = 1 is compared with dense")
     parser.add_argument("--backends", nargs="+", default=["flashinfer", "tactic"])
     parser.add_argument("--out", type=Path, required=True)
@@ -77,7 +78,9 @@ def measure(model: str, backend: str, arguments: argparse.Namespace) -> dict[str
     link = f"ipc://{tempfile.mkdtemp()}/link"
     socket = zmq.Context.instance().socket(zmq.ROUTER)
     socket.bind(link)
-    BackendConfig(refresh=RefreshConfig(enabled=False), link=link).to_environment()
+    BackendConfig(
+        index=IndexConfig(estimator=arguments.estimator), refresh=RefreshConfig(enabled=False), link=link
+    ).to_environment()
     started = time.monotonic()
     engine = sglang.Engine(
         model_path=model,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")]
+from read_rows import read_rows
 from timing import graph_us
 from workload import Layer, Workload, build, logits_of
 
@@ -23,12 +24,11 @@ from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit, estimator_id
 from tactic.kernels.estimators.triton import sample
 from tactic.kernels.index import DecodeOptions
-from tactic.kernels.index_map.triton import write_rows
 from tactic.kernels.ranking.triton import score
-from tactic.kernels.selection.triton import find_cuts, find_fit_cuts
+from tactic.kernels.selection.fit_triton import find_fit_cuts
+from tactic.kernels.selection.triton import narrow
 from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
-from tactic.kernels.sparse_decode.triton import sparse_decode_triton
-from tactic.kernels.union.triton import unite_cuts
+from tactic.kernels.sparse_decode.triton import attend
 
 CASES = {  # name: context, batch, layers, structured
     "128k x 1": (131072, 1, 6, True),
@@ -123,7 +123,7 @@ def measure(name: str, work: Workload, estimator: str, threshold: float) -> Row:
         fit=Fit() if estimator == "fit" else None,
     )
     options = DecodeOptions.create(
-        batch, threshold=threshold, estimator=estimator_id(estimator), device="cuda"
+        batch, threshold=threshold, estimator=estimator_id(estimator), device="cuda", min_clustered=4096
     )
     runner.plan(work.table, options, work.request_slots, work.seq_lens)
     row = Row(name, estimator, oracle_per_query_head=work.oracle_tokens, index_build_ms=work.build_ms)
@@ -159,56 +159,34 @@ def whole(
 
 
 def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
-    """Each stage alone, over all layers, on the buffers of a whole run."""
+    """Each launch alone, over all layers, on the buffers of a whole run."""
     whole(runner, work.layers[-1], work, options)
+    out = torch.empty_like(work.layers[0].q)
+    lse = torch.empty(out.shape[:2], device="cuda")
 
     def score_layer(layer: Layer) -> None:
         score(
             runner.scores,
+            runner.partials,
+            runner.reads,
             runner.step,
             layer.arena,
-            layer.q,
-            layer.k_pool,
-            work.req_to_token,
-            scale=work.scale,
-            sinks=options.sinks,
-            scorers=runner.splits,
-        )
-
-    def attend_layer(layer: Layer) -> None:
-        sparse_decode_triton(
             layer.q,
             layer.k_pool,
             layer.v_pool,
-            runner.indices,
-            runner.indptr,
-            work.scale,
-            partial=runner.partial,
-            partial_lse=runner.partial_lse,
-            splits=runner.splits,
-            out=torch.empty_like(layer.q),
-            lse=torch.empty(layer.q.shape[:2], device="cuda"),
-        )
-
-    def write_layer(layer: Layer) -> None:
-        write_rows(
-            runner.indices,
-            runner.indptr,
-            runner.reads,
-            runner.scores,
-            runner.step,
-            layer.arena,
             work.req_to_token,
+            scale=work.scale,
             sinks=options.sinks,
-            writers=runner.splits,
+            scorers=runner.scorers,
         )
 
-    def cut_layer(_: Layer) -> None:
-        find_cuts(runner.cuts, runner.scores, runner.step)
+    def narrow_layer(_: Layer) -> None:
+        narrow(runner.search, runner.scores, runner.partials, runner.step, sinks=options.sinks)
 
     def sample_layer(layer: Layer) -> None:
+        assert runner.samples is not None
         sample(
-            runner.marks,
+            runner.samples,
             runner.scores,
             runner.step,
             layer.arena,
@@ -218,22 +196,36 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
             Fit(),
             scale=work.scale,
             sinks=options.sinks,
-            samplers=runner.splits,
+            samplers=runner.partials.splits,
         )
 
     def fit_cut_layer(_: Layer) -> None:
-        find_fit_cuts(runner.cuts, runner.marks, runner.scores, runner.step)
+        assert runner.samples is not None
+        find_fit_cuts(runner.fit_cuts, runner.samples, runner.scores, runner.partials, runner.step)
 
-    def unite_layer(_: Layer) -> None:
-        unite_cuts(runner.reads, runner.cuts, runner.scores, runner.step, sinks=options.sinks)
+    def attend_layer(layer: Layer) -> None:
+        runner.reads.arrived.zero_()
+        runner.reads.lengths.fill_(always)
+        attend(
+            runner.partials,
+            runner.reads,
+            runner.scratch,
+            runner.search,
+            runner.fit_cuts,
+            runner.scores,
+            runner.step,
+            layer.arena,
+            layer.q,
+            layer.k_pool,
+            layer.v_pool,
+            work.req_to_token,
+            scale=work.scale,
+            out=out,
+            lse=lse,
+        )
 
-    stages = {
-        "write": write_layer,
-        "attend": attend_layer,
-        "unite": unite_layer,
-        "cut": cut_layer,
-        "score": score_layer,
-    }
+    always = int(work.seq_lens[0] - runner.step.clustered[0]) + options.sinks
+    stages = {"score": score_layer, "narrow": narrow_layer, "attend (and two fills)": attend_layer}
     if runner.fit is not None:
         stages |= {"sample": sample_layer, "fit cut": fit_cut_layer}
     return {
@@ -242,36 +234,34 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
 
 
 def flashinfer_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
-    """FlashInfer on the same lists, planned at bounds above their length; the attention alone."""
+    """FlashInfer's attention alone over the same rows: planned for their exact number, and for bounds above it."""
     layer = work.layers[0]
     query_heads, dim = layer.q.shape[1:]
     heads = layer.k_pool.shape[1]
     whole(runner, layer, work, options)
-    lists, bounds = runner.indices.clone(), runner.indptr.clone()
-    longest = int(runner.reads.lengths.max())
-    context = work.req_to_token.shape[1]
+    lists = read_rows(runner, work.req_to_token, work.request_slots, work.seq_lens, options.sinks)
+    longest = max(map(len, lists))
+    bounds = torch.tensor([0, *map(len, lists)], device="cuda").cumsum(0).to(torch.int32)
     times = {}
-    for label, bound, split in [
-        ("exact bound", longest, None),
-        ("4 x bound", 4 * longest, None),
-        ("full bound", context, None),
-        ("full bound, chunks of 512", context, 512),
-    ]:
-        attend = FlashInferDecode(
+    for label, bound in [("exact", longest)]:
+        bound = min(bound, work.req_to_token.shape[1])
+        indices = torch.zeros(len(lists) * bound, dtype=torch.int32, device="cuda")
+        indptr = bounds.clone()
+        attend_lists = FlashInferDecode(
             group=query_heads // heads,
             head_dim=dim,
-            bound=min(bound, context),
-            split=split,
+            bound=bound,
+            split=None,
             dtype=torch.bfloat16,
             scale=work.scale,
-            indices=runner.indices,
-            indptr=runner.indptr,
+            indices=indices,
+            indptr=indptr,
         )
-        runner.indices.copy_(lists)
-        runner.indptr.copy_(bounds)
-        times[label] = graph_us([partial(attend.run, one.q, one.k_pool, one.v_pool) for one in work.layers])
-        runner.indices.copy_(lists)
-        runner.indptr.copy_(bounds)
+        indices[: int(bounds[-1])] = torch.cat(lists)
+        indptr.copy_(bounds)
+        times[label] = graph_us(
+            [partial(attend_lists.run, one.q, one.k_pool, one.v_pool) for one in work.layers]
+        )
     return times
 
 
@@ -307,7 +297,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threshold", type=float, default=0.9)
-    parser.add_argument("--estimators", nargs="*", default=["centroid", "fit"], choices=["centroid", "fit"])
+    parser.add_argument(
+        "--estimators", nargs="*", default=["guarded"], choices=["guarded", "centroid", "fit"]
+    )
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     arguments = parser.parse_args()
     rows = []

@@ -13,6 +13,9 @@ from types import ModuleType
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+from read_rows import read_rows
+
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index import clusters_in
@@ -36,8 +39,10 @@ def scenes() -> ModuleType:
     return module
 
 
-def check_kmeans(rng: random.Random, dtype: torch.dtype, device: str, most: int) -> str | None:
-    heads, _, dim = rng.choice(MODELS)
+def check_kmeans(
+    rng: random.Random, model: tuple[int, int, int], dtype: torch.dtype, device: str, most: int
+) -> str | None:
+    heads, _, dim = model
     n = rng.choice([1, 17, 64, rng.randint(2, most), most])
     cluster_size = rng.choice([16, 32, 64])
     generator = torch.Generator().manual_seed(rng.randint(0, 10**9))
@@ -70,12 +75,13 @@ def check_kmeans(rng: random.Random, dtype: torch.dtype, device: str, most: int)
 
 def check_chain(
     rng: random.Random,
+    model: tuple[int, int, int],
     make: object,
     runners: dict[tuple[object, ...], DecodeRunner],
     dtype: torch.dtype,
     device: str,
 ) -> str | None:
-    heads, group, dim = rng.choice(MODELS)
+    heads, group, dim = model
     cluster_size = rng.choice([16, 32, 64])
     requests = []
     for _ in range(4):
@@ -90,7 +96,9 @@ def check_chain(
         dtype=dtype,
         seed=rng.randint(0, 10**9),
     )
-    options = scene.options(threshold=rng.choice([0.3, 0.8, 0.95]), estimator=estimator_id("centroid"))
+    options = scene.options(
+        threshold=rng.choice([0.3, 0.8, 0.95]), estimator=estimator_id(rng.choice(["centroid", "guarded"]))
+    )
     options.dense[scene.request_slots[0]] = rng.random() < 0.3
     options.threshold[scene.request_slots[1]] = 1.0
     there = scene.to(device)
@@ -107,7 +115,13 @@ def check_chain(
             device=device,
         )
     runner = runners[key]
-    for buffer in (runner.scores.logits, runner.scores.log_mass, runner.partial, runner.cuts):
+    for buffer in (
+        runner.scores.keys,
+        runner.scores.peaks,
+        runner.partials.out,
+        runner.partials.lse,
+        runner.search.above,
+    ):
         buffer.fill_(torch.nan)
     moved = type(options)(
         options.threshold.to(device), options.estimator.to(device), options.dense.to(device), 16, 64
@@ -120,8 +134,10 @@ def check_chain(
     # Rounding moves a cluster across the cut now and then, in few heads.
     if int((tokens > 0).sum()) > 2 or int(tokens.max()) > 8 * cluster_size:
         return f"chain {key} {dtype} {requests}: read {result.read.tolist()}, not {expected.read.tolist()}"
+    rows = read_rows(runner, scene.req_to_token, scene.request_slots, scene.seq_lens, moved.sinks)
+    indptr = torch.tensor([0, *map(len, rows)]).cumsum(0)
     listed, listed_lse = sparse_decode(
-        scene.q, scene.k_pool, scene.v_pool, runner.indices.cpu(), runner.indptr.cpu(), scene.scale
+        scene.q, scene.k_pool, scene.v_pool, torch.cat(rows), indptr, scene.scale
     )
     tolerance = 1e-3 if dtype == torch.float32 else 2e-2
     error = (result.out.cpu().float() - listed.float()).abs().max()
@@ -137,6 +153,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--kmeans-tokens", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--models", type=int, nargs="+", default=range(len(MODELS)), help="of the shapes in MODELS"
+    )
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = [torch.float32, torch.bfloat16, torch.float16] if device == "cuda" else [torch.float32]
@@ -147,10 +166,11 @@ def main() -> int:
     began = time.time()
     for case in range(arguments.cases):
         dtype = rng.choice(dtypes)
+        model = MODELS[rng.choice(arguments.models)]
         if case % 3 == 0:
-            failure = check_kmeans(rng, dtype, device, arguments.kmeans_tokens)
+            failure = check_kmeans(rng, model, dtype, device, arguments.kmeans_tokens)
         else:
-            failure = check_chain(rng, make, runners, dtype, device)
+            failure = check_chain(rng, model, make, runners, dtype, device)
         if failure:
             failures.append(failure)
             print(f"case {case}: {failure}", flush=True)

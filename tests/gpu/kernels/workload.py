@@ -67,7 +67,9 @@ def build(
     build_ms = tokens = 0.0
     for _ in range(layers):
         k_pool = torch.empty(slots, heads, dim, dtype=torch.bfloat16, device=device)
-        topics = torch.randn(max(1, context // 256), heads, dim, device=device) * (1.0 if structured else 0.0)
+        topics = torch.randn(max(1, context // 1024), heads, dim, device=device) * (
+            1.0 if structured else 0.0
+        )
         for request in range(batch):
             topic = torch.randint(len(topics), (context // 16 + 1,), device=device).repeat_interleave(16)
             for begin in range(0, context, SEGMENT):
@@ -75,11 +77,14 @@ def build(
                 noise = torch.randn(len(ids), heads, dim, device=device)
                 k_pool[ids] = (topics[topic[begin : begin + len(ids)]] + noise).to(torch.bfloat16)
         v_pool = torch.randn(slots, heads, dim, device=device, dtype=torch.bfloat16)
-        mixture = torch.randn(batch, heads * group, 4, device=device).abs()
-        chosen = topics[torch.randint(len(topics), (batch, heads * group, 4), device=device)]
-        head = torch.arange(heads, device=device).repeat_interleave(group)
-        picked = chosen[:, torch.arange(heads * group, device=device), :, head].transpose(0, 1)
-        q = (mixture[..., None] * picked).sum(2) + 0.5 * torch.randn(batch, heads * group, dim, device=device)
+        # A query looks for two topics of its group and two of its own.
+        mixture = torch.randn(batch, heads, group, 4, device=device).abs()
+        shared = torch.randint(len(topics), (batch, heads, 1, 2), device=device).expand(-1, -1, group, -1)
+        own = torch.randint(len(topics), (batch, heads, group, 2), device=device)
+        head = torch.arange(heads, device=device)[:, None, None]
+        picked = topics[torch.cat([shared, own], -1), head]
+        q = (mixture[..., None] * picked).sum(3).view(batch, heads * group, dim)
+        q = q + 0.5 * torch.randn(batch, heads * group, dim, device=device)
         q, needed = _calibrate(q, k_pool, req_to_token, scale, oracle if structured else context)
         tokens += needed / layers
 

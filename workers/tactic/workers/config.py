@@ -20,7 +20,7 @@ class IndexConfig(BaseModel):
     segment_size: int = Field(default=8192, ge=512, le=8192, multiple_of=512)
     sinks: int = Field(default=16, ge=0, le=1024)
     threshold: float = Field(default=0.9, gt=0, le=1)
-    estimator: Literal["fit", "centroid", "exact"] = "fit"
+    estimator: Literal["guarded", "fit", "centroid", "exact"] = "guarded"
     memory_share: float = Field(default=0.0, ge=0, le=1)
     """0 takes what indexes every token of the KV pool."""
     check_integrity: bool = False

@@ -1,42 +1,49 @@
 """The decode chain on a GPU: fixed shapes, no host sync, fit for CUDA graphs."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tactic.kernels.decode.result import DecodeResult
-from tactic.kernels.estimators import Fit
-from tactic.kernels.estimators.triton import CENTROID, FIT, create_marks, sample
+from tactic.kernels.estimators import Centroid, Fit, Guarded, estimator_id
+from tactic.kernels.estimators.triton import Samples, sample
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.options import DecodeOptions
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.triton import plan_step
-from tactic.kernels.index_map.triton import write_rows
+from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.ranking.triton import Scores, score
-from tactic.kernels.selection.triton import find_cuts, find_fit_cuts
-from tactic.kernels.sparse_decode.triton import sparse_decode_triton
-from tactic.kernels.union.triton import Reads, unite_cuts
+from tactic.kernels.selection.fit_triton import find_fit_cuts
+from tactic.kernels.selection.triton import Search, narrow
+from tactic.kernels.sparse_decode.partials import Partials
+from tactic.kernels.sparse_decode.triton import STRIDE, attend
 
-_Buffers = TypeVar("_Buffers", StepPlan, Scores, Reads)
+_Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
 _FIT = Fit()
-_READERS = 16  # programs that share sinks and tail
-_MOST_SPLITS = 64
-_LEAST_SPLITS = 16  # so that one long list in a large batch is shared out, too
+_ESTIMATORS = (Guarded.name, Centroid.name)
+_WAVES = 2  # programs per multiprocessor that run at once
+_SCORERS = 4096
+_LEAST_SCORERS = 16
+_MOST_SPLITS = 32
+_LEAST_SPLITS = 8  # so that one long request in a large batch is shared out, too
 
 
 @dataclass(frozen=True)
 class DecodeRunner:
     """Buffers for one batch size, shared by all layers. Call `plan` once a step, then `run` for each layer.
 
-    Estimators are `centroid` and, unless left out, `fit`; a request with another one reads everything.
+    Estimators are `guarded`, `centroid` and, unless left out, `fit`; a request with another one reads everything.
 
     Attributes:
         cluster_size: of the arenas.
         processors: multiprocessors of the device.
         fit: settings of that estimator; None saves the launches of its kernels.
+        samples: what `fit` measures; None without it.
+        fit_cuts: `[B, Hq]` fp32; score from which on each query head of `fit` selects.
+        scratch: `[3, …]` int32; of `attend`.
     """
 
     cluster_size: int
@@ -44,13 +51,12 @@ class DecodeRunner:
     fit: Fit | None
     step: StepPlan
     scores: Scores
-    marks: Tensor
-    cuts: Tensor
+    samples: Samples | None
+    search: Search
+    fit_cuts: Tensor
     reads: Reads
-    indices: Tensor
-    indptr: Tensor
-    partial: Tensor
-    partial_lse: Tensor
+    scratch: Tensor
+    partials: Partials
 
     @classmethod
     def create(
@@ -85,60 +91,67 @@ class DecodeRunner:
             batch=batch, segments=segments, context=context, cluster_size=cluster_size, device=device
         )
         clusters = step.rows.shape[1]
-        parts = query_heads * max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
-
-        def fp32(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float32, device=device)
-
+        splits = _splits(batch, kv_heads, processors)
+        # A smaller batch is cut into more parts.
+        parts = max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
+        heads: dict[str, Any] = {"batch": batch, "query_heads": query_heads, "device": device}
         return cls(
             cluster_size=cluster_size,
             processors=processors,
             fit=fit,
             step=step,
-            scores=Scores.create(
-                batch=batch,
-                query_heads=query_heads,
-                kv_heads=kv_heads,
-                clusters=clusters,
-                readers=_READERS,
-                device=device,
+            scores=Scores.create(kv_heads=kv_heads, clusters=clusters, **heads),
+            samples=None if fit is None else Samples.create(clusters=clusters, **heads),
+            search=Search.create(clusters=clusters, **heads),
+            fit_cuts=torch.zeros(batch, query_heads, dtype=torch.float32, device=device),
+            reads=Reads.create(kv_heads=kv_heads, context=context, **heads),
+            scratch=torch.zeros(
+                3, kv_heads * (batch * clusters + parts * STRIDE), dtype=torch.int32, device=device
             ),
-            marks=create_marks(batch, query_heads, device),
-            cuts=fp32(batch, query_heads),
-            reads=Reads.create(
-                batch=batch, query_heads=query_heads, kv_heads=kv_heads, clusters=clusters, device=device
+            partials=Partials.create(
+                rows=2 * query_heads * parts, head_dim=head_dim, splits=splits, readers=splits, device=device
             ),
-            indices=torch.zeros(batch * kv_heads * context, dtype=torch.int32, device=device),
-            indptr=torch.zeros(batch * kv_heads + 1, dtype=torch.int32, device=device),
-            partial=fp32(parts, head_dim),
-            partial_lse=fp32(parts),
         )
 
     @property
-    def splits(self) -> int:
-        """Programs that share the work of a (request, KV head) pair."""
+    def batch(self) -> int:
+        """Requests of a call."""
+        return self.reads.lengths.shape[0]
+
+    @property
+    def scorers(self) -> int:
+        """Programs that share a KV head's clusters when they are scored."""
         batch, kv_heads = self.reads.lengths.shape
-        return _splits(batch, kv_heads, self.processors)
+        return max(_LEAST_SCORERS, _SCORERS // (batch * kv_heads))
 
     def shrink(self, batch: int) -> "DecodeRunner":
         """A runner for fewer requests in the same memory; only one of the two may be in use at a time."""
-        pairs = batch * self.reads.lengths.shape[1]
+        splits = _splits(batch, self.reads.lengths.shape[1], self.processors)
         return replace(
             self,
             step=_head(self.step, batch),
             scores=_head(self.scores, batch),
+            samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
-            marks=self.marks[:batch],
-            cuts=self.cuts[:batch],
-            indptr=self.indptr[: pairs + 1],
+            search=self.search.shrink(batch),
+            fit_cuts=self.fit_cuts[:batch],
+            partials=replace(self.partials, splits=splits, readers=splits),
         )
 
     def plan(
         self, table: SegmentTable, options: DecodeOptions, request_slots: Tensor, seq_lens: Tensor
     ) -> None:
         """Reads the table and the options of the batch's requests; once a step."""
-        served = range(CENTROID if self.fit is None else FIT, CENTROID + 1)
-        plan_step(self.step, table, options, request_slots, seq_lens, self.cluster_size, estimators=served)
+        served = (*_ESTIMATORS, *(() if self.fit is None else (Fit.name,)))
+        plan_step(
+            self.step,
+            table,
+            options,
+            request_slots,
+            seq_lens,
+            self.cluster_size,
+            estimators=[estimator_id(name) for name in served],
+        )
 
     def run(
         self,
@@ -157,50 +170,26 @@ class DecodeRunner:
             The result (`read` and `selected` are buffers that the next layer overwrites) and the log-sum-exp
             `[B, Hq]` fp32.
         """
-        self.select(q, k_pool, req_to_token, arena, scale=scale, sinks=sinks)
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        sparse_decode_triton(
-            q,
-            k_pool,
-            v_pool,
-            self.indices,
-            self.indptr,
-            scale,
-            partial=self.partial,
-            partial_lse=self.partial_lse,
-            splits=self.splits,
-            out=out,
-            lse=lse,
-        )
-        return DecodeResult(out, self.reads.lengths, self.reads.selected, None), lse
-
-    def select(
-        self,
-        q: Tensor,
-        k_pool: Tensor,
-        req_to_token: Tensor,
-        arena: LayerArena,
-        *,
-        scale: float,
-        sinks: int,
-    ) -> None:
-        """Fills `indices` and `indptr` with what each KV head reads."""
         score(
             self.scores,
+            self.partials,
+            self.reads,
             self.step,
             arena,
             q,
             k_pool,
+            v_pool,
             req_to_token,
             scale=scale,
             sinks=sinks,
-            scorers=self.splits,
+            scorers=self.scorers,
         )
-        find_cuts(self.cuts, self.scores, self.step)
-        if self.fit is not None:
+        narrow(self.search, self.scores, self.partials, self.step, sinks=sinks)
+        if self.fit is not None and self.samples is not None:
             sample(
-                self.marks,
+                self.samples,
                 self.scores,
                 self.step,
                 arena,
@@ -210,25 +199,32 @@ class DecodeRunner:
                 self.fit,
                 scale=scale,
                 sinks=sinks,
-                samplers=self.splits,
+                samplers=self.partials.splits,
             )
-            find_fit_cuts(self.cuts, self.marks, self.scores, self.step)
-        unite_cuts(self.reads, self.cuts, self.scores, self.step, sinks=sinks)
-        write_rows(
-            self.indices,
-            self.indptr,
+            find_fit_cuts(self.fit_cuts, self.samples, self.scores, self.partials, self.step)
+        attend(
+            self.partials,
             self.reads,
+            self.scratch,
+            self.search,
+            self.fit_cuts,
             self.scores,
             self.step,
             arena,
+            q,
+            k_pool,
+            v_pool,
             req_to_token,
-            sinks=sinks,
-            writers=self.splits,
+            scale=scale,
+            out=out,
+            lse=lse,
         )
+        return DecodeResult(out, self.reads.lengths, self.reads.selected, None), lse
 
 
 def _splits(batch: int, kv_heads: int, processors: int) -> int:
-    return max(_LEAST_SPLITS, min(_MOST_SPLITS, 2 * processors // (batch * kv_heads)))
+    wanted = _WAVES * processors // (batch * kv_heads)
+    return max(_LEAST_SPLITS, min(_MOST_SPLITS, 1 << max(wanted.bit_length() - 1, 0)))
 
 
 def _head(buffers: _Buffers, batch: int) -> _Buffers:

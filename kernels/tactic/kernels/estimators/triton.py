@@ -4,6 +4,8 @@
 Ranks are sampled in whole clusters: a cluster that holds any rank of the exact part or of a window is read.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -14,8 +16,8 @@ from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.ranking.triton import Scores
 
-FIT, CENTROID = estimator_id("fit"), estimator_id("centroid")
-_MARKS = 5  # last exact rank, first and last of either window
+MARKS = 5  # last exact rank, first and last of either window
+_FIT = estimator_id("fit")
 _PASSES = 8
 _WAYS = 8
 _CHUNK = 4096
@@ -23,13 +25,29 @@ _CLUSTERS = 8
 _MEMBERS = 16
 
 
-def create_marks(batch: int, query_heads: int, device: torch.device | str) -> Tensor:
-    """`[B, Hq, 5]` fp32: scores of the clusters at the last exact rank and at the ends of either window."""
-    return torch.zeros(batch, query_heads, _MARKS, dtype=torch.float32, device=device)
+@dataclass(frozen=True)
+class Samples:
+    """What `fit` measured; undefined for other requests.
+
+    Attributes:
+        marks: `[B, Hq, 5]` fp32; scores of the clusters at the last exact rank and at the ends of either window.
+        log_mass: `[B, Hq, K_max]` fp32; log of the true weight of the clusters between the marks.
+    """
+
+    marks: Tensor
+    log_mass: Tensor
+
+    @classmethod
+    def create(cls, *, batch: int, query_heads: int, clusters: int, device: torch.device | str) -> "Samples":
+        """Room for `batch` requests of at most `clusters` clusters."""
+        return cls(
+            marks=torch.zeros(batch, query_heads, MARKS, dtype=torch.float32, device=device),
+            log_mass=torch.zeros(batch, query_heads, clusters, dtype=torch.float32, device=device),
+        )
 
 
 def sample(
-    marks: Tensor,
+    samples: Samples,
     scores: Scores,
     plan: StepPlan,
     arena: LayerArena,
@@ -42,11 +60,11 @@ def sample(
     sinks: int,
     samplers: int,
 ) -> None:
-    """Puts true weights in the place of estimated ones where `fit` samples, for requests of `fit` only.
+    """Reads the keys that `fit` samples, for requests of `fit` only.
 
     Args:
-        marks: filled.
-        scores: `log_mass` of the sampled clusters is overwritten.
+        samples: filled.
+        scores: of the layer.
         plan: of this step.
         arena: this layer's index.
         q: `[B, Hq, d]`, contiguous.
@@ -60,13 +78,13 @@ def sample(
     batch, query_heads, dim = q.shape
     heads = k_pool.shape[1]
     most = plan.rows.shape[1]
-    _mark[(batch * query_heads, _MARKS)](
-        scores.logits,
+    _mark[(batch * query_heads, MARKS)](
+        scores.keys,
         scores.sizes,
         plan.clusters,
         plan.clustered,
         plan.estimator,
-        marks,
+        samples.marks,
         fit.exact_fraction,
         *fit.windows,
         query_heads,
@@ -74,11 +92,11 @@ def sample(
         most,
         SINKS=sinks,
         WINDOW=fit.window,
-        MARKS=_MARKS,
+        MARKS=MARKS,
         CLUSTERS=min(_CHUNK, triton.next_power_of_2(most)),
         PASSES=_PASSES,
         WAYS=_WAYS,
-        FIT=FIT,
+        FIT=_FIT,
         num_warps=8,
     )
     _sample[(batch * query_heads, samplers)](
@@ -90,11 +108,11 @@ def sample(
         plan.clusters,
         plan.estimator,
         plan.begins,
-        scores.logits,
+        scores.keys,
         scores.firsts,
         scores.sizes,
-        marks,
-        scores.log_mass,
+        samples.marks,
+        samples.log_mass,
         scale,
         query_heads,
         heads,
@@ -102,12 +120,12 @@ def sample(
         most,
         arena.members.shape[1],
         req_to_token.stride(0),
-        MARKS=_MARKS,
+        MARKS=MARKS,
         D=triton.next_power_of_2(dim),
         CLUSTERS=_CLUSTERS,
         MEMBERS=_MEMBERS,
         SAMPLERS=samplers,
-        FIT=FIT,
+        FIT=_FIT,
     )
 
 

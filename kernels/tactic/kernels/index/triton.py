@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Fills the plan of a decode step on the device."""
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +21,7 @@ def plan_step(
     seq_lens: Tensor,
     cluster_size: int,
     *,
-    estimators: range,
+    estimators: Sequence[int],
 ) -> None:
     """Looks up each request's options and segments.
 
@@ -59,8 +61,7 @@ def plan_step(
         UNIT=UNIT_TOKENS,
         SEGMENTS=triton.next_power_of_2(segments),
         CLUSTERS=clusters_in(MAX_SEGMENT_TOKENS, cluster_size),
-        FIRST=estimators.start,
-        END=estimators.stop,
+        SERVED=sum(1 << identifier for identifier in estimators),
     )
 
 
@@ -91,8 +92,7 @@ def _plan(
     UNIT: tl.constexpr,
     SEGMENTS: tl.constexpr,
     CLUSTERS: tl.constexpr,
-    FIRST: tl.constexpr,
-    END: tl.constexpr,
+    SERVED: tl.constexpr,
 ):
     request = tl.program_id(0)
     segment = tl.program_id(1)
@@ -105,7 +105,7 @@ def _plan(
     wanted = tl.load(threshold + slot)
     kind = tl.load(estimator + slot)
     reads_all = (tl.load(dense + slot) != 0) | (wanted >= 1) | (covered < least_clustered)
-    reads_all |= (kind < FIRST) | (kind >= END)
+    reads_all |= ((SERVED >> kind) & 1) == 0
     # A padded batch repeats a request slot with a length of its own.
     reads_all |= covered > tl.load(request_lens + request)
     if segment == 0:

@@ -1,251 +1,292 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Selection without sorting: a search for the score above which enough weight lies.
 
-Every pass adds up the weight above eight scores at once and keeps the eighth of the interval that holds the
-answer; clusters within 2⁻²⁴ of the score range of each other count as ties.
+Two launches narrow the interval that holds it, 32 times each: every program adds up what lies above 32 scores among
+its share of a query head's clusters. Clusters within a thousandth of the first interval, which is about 20 wide, of
+each other count as ties.
 """
 
+from dataclasses import dataclass
+from math import prod
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tactic.kernels.estimators.triton import CENTROID, FIT, in_marks, score_range
+from tactic.kernels.estimators import Guarded, estimator_id
 from tactic.kernels.index.step import StepPlan
-from tactic.kernels.ranking.triton import Scores
+from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.ranking.triton import BLOCK, Scores
+from tactic.kernels.sparse_decode.partials import Partials
 
-_PASSES = 8
-_WAYS = 8
-_CLUSTERS = 4096
+WAYS = 32
+_CLUSTERS = 128
+_SHARE = 512  # clusters of a program, if there are not many
+_COLUMNS = tl.constexpr(16)
 
 
-def find_cuts(cuts: Tensor, scores: Scores, plan: StepPlan) -> None:
-    """The lowest score that each query head selects, by the `centroid` estimate.
+@dataclass(frozen=True)
+class Search:
+    """The interval that holds a query head's cut, after none and after one narrowing, and what lies above its parts.
+
+    Attributes:
+        lows: `[2, B, Hq]` fp32; lowest score of the interval.
+        needed: `[B, Hq]` fp32; weight that must be selected, relative to `references`.
+        references: `[B, Hq]` fp32; log.
+        steps: `[B, Hq]` fp32; width of a 32nd of the first interval.
+        above: `[2, programs, B, Hq, 32]` fp32; weight at and above each 32nd of the interval.
+        tokens: `[2, programs, B, Hq, 32]` int32; members likewise.
+    """
+
+    lows: Tensor
+    needed: Tensor
+    references: Tensor
+    steps: Tensor
+    above: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def create(cls, *, batch: int, query_heads: int, clusters: int, device: torch.device | str) -> "Search":
+        """Room for `batch` requests of at most `clusters` clusters."""
+        programs = min(16, triton.next_power_of_2(triton.cdiv(clusters, _SHARE)))
+        shape = batch, query_heads
+
+        def fp32(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        above = fp32(2, programs, *shape, WAYS)
+        return cls(fp32(2, *shape), fp32(*shape), fp32(*shape), fp32(*shape), above, above.to(torch.int32))
+
+    def shrink(self, batch: int) -> "Search":
+        """The same for fewer requests, in the same memory."""
+
+        def front(values: Tensor, at: int) -> Tensor:
+            shape = list(values.shape)
+            shape[at] = batch
+            return values.flatten()[: prod(shape)].view(shape)
+
+        return Search(
+            front(self.lows, 1),
+            self.needed[:batch],
+            self.references[:batch],
+            self.steps[:batch],
+            front(self.above, 2),
+            front(self.tokens, 2),
+        )
+
+
+def narrow(search: Search, scores: Scores, partials: Partials, plan: StepPlan, *, sinks: int) -> None:
+    """Finds the cut of each query head but for the last choice, which `read_cut` makes.
 
     Args:
-        cuts: `[B, Hq]` fp32, filled for requests of this estimator; inf where sinks and tail suffice.
+        search: filled, but for requests of `fit`.
         scores: of the layer.
+        partials: those of sinks and tail.
         plan: of this step.
+        sinks: positions that are always attended.
     """
-    batch, query_heads, most = scores.logits.shape
-    readers = scores.attended.shape[2]
-    _cut[(batch * query_heads,)](
-        scores.logits,
-        scores.log_mass,
-        scores.attended,
-        plan.clusters,
-        plan.threshold,
-        plan.estimator,
-        cuts,
-        query_heads,
-        most,
-        readers,
-        READERS=triton.next_power_of_2(readers),
-        CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(most)),
-        PASSES=_PASSES,
-        WAYS=_WAYS,
-        CENTROID=CENTROID,
-        num_warps=8,
-    )
-
-
-def find_fit_cuts(cuts: Tensor, marks: Tensor, scores: Scores, plan: StepPlan) -> None:
-    """As `find_cuts`, by the `fit` estimate through the samples of `estimators.triton.sample`."""
-    batch, query_heads, most = scores.logits.shape
-    readers = scores.attended.shape[2]
-    _fit_cut[(batch * query_heads,)](
-        scores.logits,
-        scores.log_mass,
-        scores.sizes,
-        scores.attended,
-        marks,
-        plan.clusters,
-        plan.threshold,
-        plan.estimator,
-        cuts,
-        query_heads,
-        scores.sizes.shape[1],
-        most,
-        readers,
-        READERS=triton.next_power_of_2(readers),
-        MARKS=marks.shape[2],
-        CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(most)),
-        PASSES=_PASSES,
-        WAYS=_WAYS,
-        FIT=FIT,
-        num_warps=8,
-    )
+    batch, query_heads, most = scores.keys.shape
+    programs = search.above.shape[1]
+    blocks = scores.peaks.shape[2]
+    for again in (False, True):
+        _narrow[(batch * query_heads, programs)](
+            scores.keys,
+            scores.sizes,
+            scores.peaks,
+            scores.masses,
+            scores.spreads,
+            scores.variances,
+            partials.lse,
+            plan.clusters,
+            plan.clustered,
+            plan.threshold,
+            plan.estimator,
+            search.lows,
+            search.needed,
+            search.references,
+            search.steps,
+            search.above,
+            search.tokens,
+            Guarded.margin,
+            Guarded.slope,
+            Guarded.least,
+            sinks,
+            batch * query_heads,
+            query_heads,
+            scores.sizes.shape[1],
+            most,
+            blocks,
+            AGAIN=again,
+            PROGRAMS=programs,
+            WAYS=WAYS,
+            BLOCK=BLOCK,
+            BLOCKS=triton.next_power_of_2(blocks),
+            CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(most)),
+            SPLITS=partials.splits,
+            READERS=partials.readers,
+            READERS_PADDED=triton.next_power_of_2(partials.readers),
+            FIT=estimator_id("fit"),
+            GUARDED=estimator_id("guarded"),
+            **overlap(scores.keys.device),
+        )
 
 
 @triton.jit
-def _cut(
-    logits,
-    log_mass,
-    attended,
-    clusters,
-    threshold,
-    estimator,
-    cuts,
-    query_heads,
-    most,
-    readers,
-    READERS: tl.constexpr,
-    CLUSTERS: tl.constexpr,
-    PASSES: tl.constexpr,
-    WAYS: tl.constexpr,
-    CENTROID: tl.constexpr,
-):
-    row = tl.program_id(0)
-    request = row // query_heads
-    count = tl.load(clusters + request)
-    if (count == 0) | (tl.load(estimator + request) != CENTROID):
-        return
-    logits += row.to(tl.int64) * most
-    log_mass += row.to(tl.int64) * most
-    reader = tl.arange(0, READERS)
-    parts = tl.load(attended + row * readers + reader, mask=reader < readers, other=-float("inf"))
+def load_always(partial_lse, row, SPLITS: tl.constexpr, READERS: tl.constexpr, READERS_PADDED: tl.constexpr):
+    """Log-weights of the parts of sinks and tail."""
+    reader = tl.arange(0, READERS_PADDED)
+    at = row.to(tl.int64) * (SPLITS + READERS) + SPLITS + reader
+    return tl.load(partial_lse + at, mask=reader < READERS, other=-float("inf"))
 
-    low, high = score_range(logits, count, CLUSTERS)
-    peak = tl.max(parts)
-    for first in range(0, count, CLUSTERS):
-        cluster = first + tl.arange(0, CLUSTERS)
-        mass = tl.load(log_mass + cluster, mask=cluster < count, other=-float("inf"))
-        peak = tl.maximum(peak, tl.max(mass))
 
-    always = tl.sum(tl.exp(parts - peak))
-    ranked = 0.0
-    for first in range(0, count, CLUSTERS):
-        cluster = first + tl.arange(0, CLUSTERS)
-        mass = tl.load(log_mass + cluster, mask=cluster < count, other=-float("inf"))
-        ranked += tl.sum(tl.exp(mass - peak))
-    needed = tl.load(threshold + request) * (always + ranked) - always
-
+@triton.jit
+def _choose(above, tokens, needed, least, row, rows, PROGRAMS: tl.constexpr, WAYS: tl.constexpr):
+    """The last 32nd of an interval at and above which enough lies, -1 if there is none; for query heads `[R]`."""
+    program = tl.arange(0, PROGRAMS)
     way = tl.arange(0, WAYS)
-    for _ in range(PASSES):
-        step = (high - low) / WAYS
-        above = tl.zeros((WAYS,), tl.float32)
-        for first in range(0, count, CLUSTERS):
-            cluster = first + tl.arange(0, CLUSTERS)
-            logit = tl.load(logits + cluster, mask=cluster < count, other=-float("inf"))
-            mass = tl.load(log_mass + cluster, mask=cluster < count, other=-float("inf"))
-            weight = tl.exp(mass - peak)
-            taken = logit[None, :] >= (low + step * way)[:, None]
-            above += tl.sum(tl.where(taken, weight[None, :], 0.0), axis=1)
-        enough = tl.max(tl.where(above >= needed, way, 0))
-        low += step * enough
-        high = low + step
-    tl.store(cuts + row, tl.where(needed <= 0, float("inf"), low))
+    at = (program[None, :] * rows + row[:, None])[:, :, None] * WAYS + way[None, None, :]
+    weight = tl.sum(tl.load(above + at), axis=1)
+    count = tl.sum(tl.load(tokens + at), axis=1)
+    enough = (weight >= needed[:, None]) & (count >= least[:, None])
+    return tl.max(tl.where(enough, way[None, :], -1), axis=1)
 
 
 @triton.jit
-def _harmonic(x):
-    inverse = 1 / x
-    square = inverse * inverse
-    return tl.log(x) + inverse / 2 - square / 12 + square * square / 120
+def read_cut(
+    lows,
+    needed,
+    steps,
+    above,
+    tokens,
+    least,
+    row,
+    valid,
+    rows,
+    PROGRAMS: tl.constexpr,
+    WAYS: tl.constexpr,
+):
+    """Scores `[R]` from which on the query heads `row` `[R]` select; inf where nothing need be selected."""
+    row = tl.where(valid, row, 0)
+    wanted = tl.load(needed + row)
+    above += PROGRAMS * rows * WAYS
+    tokens += PROGRAMS * rows * WAYS
+    way = _choose(above, tokens, wanted, least, row, rows, PROGRAMS, WAYS)
+    cut = tl.load(lows + rows + row) + tl.load(steps + row) / WAYS * way
+    cut = tl.where(way < 0, -float("inf"), cut)
+    return tl.where(valid & ((wanted > 0) | (least > 0)), cut, float("inf"))
 
 
 @triton.jit
-def _curve_mass(a, b, begin, end, root):
-    """Σ max(0, a/i + b) over begin < i ≤ end, see `estimators.fit.curve_mass`."""
-    start = tl.maximum(begin, 1.0)
-    last = tl.maximum(tl.minimum(end, root), start)
-    return tl.maximum(a * (_harmonic(last) - _harmonic(start)) + b * (last - start), 0.0)
-
-
-@triton.jit
-def _fit_cut(
-    logits,
-    log_mass,
+def _narrow(
+    keys,
     sizes,
-    attended,
-    marks,
+    peaks,
+    masses,
+    spreads,
+    variances,
+    partial_lse,
     clusters,
+    clustered,
     threshold,
     estimator,
-    cuts,
+    lows,
+    needed,
+    references,
+    steps,
+    above,
+    tokens,
+    margin,
+    slope,
+    least_guarded,
+    sinks,
+    rows,
     query_heads,
     heads,
     most,
-    readers,
-    READERS: tl.constexpr,
-    MARKS: tl.constexpr,
-    CLUSTERS: tl.constexpr,
-    PASSES: tl.constexpr,
+    blocks,
+    AGAIN: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     WAYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    CLUSTERS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    READERS: tl.constexpr,
+    READERS_PADDED: tl.constexpr,
     FIT: tl.constexpr,
+    GUARDED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next(OVERLAP)
     row = tl.program_id(0)
+    program = tl.program_id(1)
     request = row // query_heads
     pair = row // (query_heads // heads)
     count = tl.load(clusters + request)
-    if (count == 0) | (tl.load(estimator + request) != FIT):
+    kind = tl.load(estimator + request)
+    wanted_share = tl.load(threshold + request)
+    length = tl.load(clustered + request)
+    least = tl.where(kind == GUARDED, least_guarded, 0)
+    wait_for_previous(OVERLAP)
+    if (count == 0) | (kind == FIT):
         return
-    logits += row.to(tl.int64) * most
-    log_mass += row.to(tl.int64) * most
+    if AGAIN:
+        reference = tl.load(references + row)
+        step = tl.load(steps + row)
+        one = tl.zeros((1,), tl.int32)
+        wanted = one.to(tl.float32) + tl.load(needed + row)
+        way = tl.max(_choose(above, tokens, wanted, one + least, one + row, rows, PROGRAMS, WAYS))
+        low = tl.load(lows + row) + step * tl.maximum(way, 0)
+        step = step / WAYS
+        if program == 0:
+            tl.store(lows + rows + row, low)
+        above += PROGRAMS * rows * WAYS
+        tokens += PROGRAMS * rows * WAYS
+    else:
+        block = tl.arange(0, BLOCKS)
+        used = block * BLOCK < count
+        peak = tl.load(peaks + row.to(tl.int64) * blocks + block, mask=used, other=-float("inf"))
+        mass = tl.load(masses + row.to(tl.int64) * blocks + block, mask=used, other=0.0)
+        parts = load_always(partial_lse, row, SPLITS, READERS, READERS_PADDED)
+        high = tl.max(peak)
+        reference = tl.maximum(high, tl.max(parts))
+        ranked = tl.sum(tl.where(peak > -float("inf"), mass * tl.exp(peak - reference), 0.0))
+        always = tl.sum(tl.exp(parts - reference))
+        spread = tl.sum(tl.load(spreads + pair.to(tl.int64) * blocks + block, mask=used, other=0.0))
+        variance = tl.load(variances + row) * spread / tl.maximum(length - sinks, 1)
+        odds = wanted_share / (1 - wanted_share) * tl.exp(margin + slope * variance)
+        aim = tl.where(kind == GUARDED, odds / (1 + odds), wanted_share)
+        # All that lies so far below the highest score weighs less than what may be left out.
+        low = high - tl.log(length / (1 - aim)) - 0.1
+        # The fewest tokens that must be read may reach farther down, though hardly below the best of every block.
+        lowest = tl.min(tl.where(used & (peak > -float("inf")), peak, high))
+        low = tl.where(least > 0, tl.minimum(low, lowest), low)
+        step = (high + 1e-3 - low) / WAYS
+        if program == 0:
+            tl.store(lows + row, low)
+            tl.store(steps + row, step)
+            tl.store(references + row, reference)
+            tl.store(needed + row, aim * ranked - (1 - aim) * always)
+
+    keys += row.to(tl.int64) * most
     sizes += pair.to(tl.int64) * most
-    marks += row * MARKS
-    reader = tl.arange(0, READERS)
-    parts = tl.load(attended + row * readers + reader, mask=reader < readers, other=-float("inf"))
-
-    low, high = score_range(logits, count, CLUSTERS)
-    peak = tl.max(parts)
-    for first in range(0, count, CLUSTERS):
-        cluster = first + tl.arange(0, CLUSTERS)
-        logit = tl.load(logits + cluster, mask=cluster < count, other=-float("inf"))
-        exact, window1, window2 = in_marks(logit, marks)
-        sampled = (exact | window1 | window2) & (cluster < count)
-        peak = tl.maximum(peak, tl.max(tl.load(log_mass + cluster, mask=sampled, other=-float("inf"))))
-
-    # Ranks and weight of the exact part and of either window, and the ranks before each window.
-    exact_ranks, ranks1, ranks2, before1, before2, ranks = 0, 0, 0, 0, 0, 0
-    exact_mass, mass1, mass2 = 0.0, 0.0, 0.0
-    for first in range(0, count, CLUSTERS):
+    # The sums are a matrix product of what lies above each score with weights and sizes: 22 bits of these count.
+    way = tl.arange(0, WAYS)
+    edge = (low + step * way)[:, None]
+    column = tl.arange(0, _COLUMNS)[None, :]
+    sums = tl.zeros((WAYS, _COLUMNS), tl.float32)
+    for first in range(program * CLUSTERS, count, PROGRAMS * CLUSTERS):
         cluster = first + tl.arange(0, CLUSTERS)
         inside = cluster < count
-        logit = tl.load(logits + cluster, mask=inside, other=-float("inf"))
+        key = tl.load(keys + cluster, mask=inside, other=-float("inf"))
         size = tl.load(sizes + cluster, mask=inside, other=0)
-        exact, window1, window2 = in_marks(logit, marks)
-        sampled = (exact | window1 | window2) & inside
-        weight = tl.exp(tl.load(log_mass + cluster, mask=sampled, other=-float("inf")) - peak)
-        ranks += tl.sum(size)
-        exact_ranks += tl.sum(tl.where(exact, size, 0))
-        ranks1 += tl.sum(tl.where(window1, size, 0))
-        ranks2 += tl.sum(tl.where(window2, size, 0))
-        before1 += tl.sum(tl.where(logit > tl.load(marks + 1), size, 0))
-        before2 += tl.sum(tl.where(logit > tl.load(marks + 3), size, 0))
-        exact_mass += tl.sum(tl.where(exact, weight, 0.0))
-        mass1 += tl.sum(tl.where(window1, weight, 0.0))
-        mass2 += tl.sum(tl.where(window2, weight, 0.0))
-
-    mean1, mean2 = mass1 / tl.maximum(ranks1, 1), mass2 / tl.maximum(ranks2, 1)
-    x1, x2 = before1 + (ranks1 + 1) / 2, before2 + (ranks2 + 1) / 2
-    a = (mean1 - mean2) / tl.where(x2 > x1, 1 / x1 - 1 / x2, 1.0)
-    falling = (a > 0) & (x2 > x1)
-    a = tl.where(falling, a, 0.0)
-    b = tl.where(falling, mean1 - a / x1, (mean1 + mean2) / 2)
-    root = tl.where(b < 0, tl.floor(-a / tl.where(b < 0, b, -1.0)), float("inf"))
-
-    always = tl.sum(tl.exp(parts - peak))
-    begin = exact_ranks * 1.0
-    ranked = exact_mass + _curve_mass(a, b, begin, ranks * 1.0, root)
-    needed = tl.load(threshold + request) * (always + ranked) - always
-
-    way = tl.arange(0, WAYS)
-    for _ in range(PASSES):
-        step = (high - low) / WAYS
-        above = tl.zeros((WAYS,), tl.float32)
-        rank = tl.zeros((WAYS,), tl.int32)
-        for first in range(0, count, CLUSTERS):
-            cluster = first + tl.arange(0, CLUSTERS)
-            inside = cluster < count
-            logit = tl.load(logits + cluster, mask=inside, other=-float("inf"))
-            size = tl.load(sizes + cluster, mask=inside, other=0)
-            exact = (logit >= tl.load(marks)) & inside
-            weight = tl.exp(tl.load(log_mass + cluster, mask=exact, other=-float("inf")) - peak)
-            taken = logit[None, :] >= (low + step * way)[:, None]
-            above += tl.sum(tl.where(taken, weight[None, :], 0.0), axis=1)
-            rank += tl.sum(tl.where(taken, size[None, :], 0), axis=1)
-        above += _curve_mass(a, b, begin, rank.to(tl.float32), root)
-        enough = tl.max(tl.where(above >= needed, way, 0))
-        low += step * enough
-        high = low + step
-    tl.store(cuts + row, tl.where(needed <= 0, float("inf"), low))
+        weight = size * tl.exp(key - reference)
+        terms = tl.where(column == 0, weight[:, None], tl.where(column == 1, size[:, None], 0.0))
+        taken = (key[None, :] >= edge).to(tl.float32)
+        sums = tl.dot(taken, terms, sums, input_precision="tf32x3")
+    weight_above = tl.sum(tl.where(column == 0, sums, 0.0), axis=1)
+    tokens_above = tl.sum(tl.where(column == 1, sums, 0.0), axis=1).to(tl.int32)
+    at = (program * rows + row) * WAYS + way
+    tl.store(above + at, weight_above)
+    tl.store(tokens + at, tokens_above)

@@ -11,6 +11,7 @@ import torch
 
 from tactic.kernels.decode import decode
 from tactic.kernels.decode.runner import DecodeRunner
+from tactic.kernels.estimators import Fit
 from tactic.kernels.index import DecodeOptions, LayerArena, SegmentTable
 
 
@@ -103,6 +104,7 @@ class CompiledAttention(SparseAttention):
         options: as for the base class.
         query_heads: of this rank.
         processors: multiprocessors of the device.
+        fit: settings of the estimator `fit`; None saves its launches, and requests for it read everything.
     """
 
     def __init__(
@@ -115,10 +117,12 @@ class CompiledAttention(SparseAttention):
         *,
         query_heads: int,
         processors: int,
+        fit: Fit | None,
     ) -> None:
         super().__init__(pool, req_to_token, arenas, table, options)
         self._query_heads = query_heads
         self._processors = processors
+        self._fit = fit
         # Of the largest batch so far, whose memory the smaller ones share.
         self._whole: DecodeRunner | None = None
         self._runners: dict[int, list[DecodeRunner]] = {}
@@ -155,7 +159,7 @@ class CompiledAttention(SparseAttention):
         arena = self.arenas[0]
         heads, _, dim = arena.centroids.shape
         device = arena.centroids.device
-        if self._whole is None or batch > len(self._whole.cuts):
+        if self._whole is None or batch > self._whole.batch:
             self._whole = DecodeRunner.create(
                 batch=batch,
                 query_heads=self._query_heads,
@@ -166,6 +170,7 @@ class CompiledAttention(SparseAttention):
                 cluster_size=arena.cluster_size,
                 device=device,
                 processors=self._processors,
+                fit=self._fit,
             )
         runner = self._whole.shrink(batch)
         read = torch.zeros(len(self.arenas), batch, heads, dtype=torch.int32, device=device)
@@ -176,9 +181,14 @@ class CompiledAttention(SparseAttention):
 
 
 def make_attention(
-    runner: Any, arenas: Sequence[LayerArena], table: SegmentTable, options: DecodeOptions
+    runner: Any,
+    arenas: Sequence[LayerArena],
+    table: SegmentTable,
+    options: DecodeOptions,
+    *,
+    estimator: str,
 ) -> SparseAttention:
-    """The chain for the device of SGLang's ModelRunner."""
+    """The chain for the device of SGLang's ModelRunner; `estimator` is that of requests that name none."""
     parts = (runner.token_to_kv_pool, runner.req_to_token_pool.req_to_token, arenas, table, options)
     device = arenas[0].centroids.device
     if device.type != "cuda":
@@ -187,4 +197,5 @@ def make_attention(
         *parts,
         query_heads=runner.model_config.num_attention_heads // runner.ps.tp_size,
         processors=torch.cuda.get_device_properties(device).multi_processor_count,
+        fit=Fit.from_options(options) if estimator == Fit.name else None,
     )

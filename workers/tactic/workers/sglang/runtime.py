@@ -91,7 +91,9 @@ class TacticRuntime:
         )
         self.link = SchedulerLink(config.link, self.rank) if config.link else None
         self.refresher = self._make_refresher()
-        self.attention = make_attention(runner, self.store.arenas, self.store.table, self.options)
+        self.attention = make_attention(
+            runner, self.store.arenas, self.store.table, self.options, estimator=index.estimator
+        )
         self._read = torch.zeros(rows, self.pool.layer_num, device=device)
         self._measured: dict[int, bool] = {}
         self._monitors: dict[int, RequestMonitor] = {}

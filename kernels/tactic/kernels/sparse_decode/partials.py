@@ -1,0 +1,142 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""Attention in parts: a running softmax over tiles of keys, and the merging of parts by log-sum-exp.
+
+Logits are kept in base 2 inside the kernels: `exp2` is one instruction.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_SLICES = tl.constexpr(4)  # of a head dimension, merged one after the other
+
+
+@dataclass(frozen=True)
+class Partials:
+    """Attention of each query head over parts of what it reads: first those of clusters, then those of sinks and tail.
+
+    Attributes:
+        out: `[≥ B * Hq * (splits + readers), d]` fp32; undefined where `lse` is -inf.
+        lse: `[≥ B * Hq * (splits + readers)]` fp32; log of the part's weight.
+        splits: parts of the clusters.
+        readers: parts of sinks and tail, or of everything where there are no clusters.
+    """
+
+    out: Tensor
+    lse: Tensor
+    splits: int
+    readers: int
+
+    @classmethod
+    def create(
+        cls, *, rows: int, head_dim: int, splits: int, readers: int, device: torch.device | str
+    ) -> "Partials":
+        """Room for `rows` parts of query heads."""
+        return cls(
+            out=torch.zeros(rows, head_dim, dtype=torch.float32, device=device),
+            lse=torch.zeros(rows, dtype=torch.float32, device=device),
+            splits=splits,
+            readers=readers,
+        )
+
+
+@triton.jit
+def load_group(q, pair, dim, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
+    """Queries [ROWS, D] of a (request, KV head) pair, zero beyond its group."""
+    member = tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    at = (pair * GROUP + member)[:, None] * dim + d[None, :]
+    return tl.load(q + at, mask=(member < GROUP)[:, None] & (d < dim)[None, :], other=0.0)
+
+
+@triton.jit
+def fold(query, keys, values, inside, scale, peak, weight, total, PRECISION: tl.constexpr):
+    """One tile of keys and values `[T, D]` into a running softmax; at least one token is `inside`."""
+    keys = keys.to(query.dtype)
+    values = values.to(query.dtype)
+    logit = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * (scale * _LOG2_E)
+    logit = tl.where(inside[None, :], logit, -float("inf"))
+    higher = tl.maximum(peak, tl.max(logit, axis=1))
+    shrink = tl.exp2(peak - higher)
+    weights = tl.exp2(logit - higher[:, None])
+    weight = weight * shrink + tl.sum(weights, axis=1)
+    total = total * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
+def store_part(
+    out,
+    lse,
+    pair,
+    part,
+    parts,
+    dim,
+    peak,
+    weight,
+    total,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Ends a running softmax; where nothing was folded in, only the log-sum-exp of -inf is written."""
+    member = tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    at = (pair * GROUP + member).to(tl.int64) * parts + part
+    mine = member < GROUP
+    filled = weight > 0
+    valid = (mine & filled)[:, None] & (d < dim)[None, :]
+    tl.store(out + at[:, None] * dim + d[None, :], total / tl.where(filled, weight, 1.0)[:, None], mask=valid)
+    tl.store(lse + at, (peak + tl.log2(weight)) * _LN_2, mask=mine)
+
+
+@triton.jit
+def merge_parts(
+    parts_out,
+    parts_lse,
+    out,
+    lse,
+    pair,
+    begin,
+    parts,
+    dim,
+    GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Adds up the parts from `begin` on of a (request, KV head) pair's query heads; past L1, which may be stale."""
+    row = tl.arange(0, HEADS * PARTS)
+    member = row // PARTS
+    part = row % PARTS
+    at = (pair * GROUP + member).to(tl.int64) * parts + part
+    valid = (member < GROUP) & (part >= begin) & (part < parts)
+    log = tl.load(parts_lse + at, mask=valid, other=-float("inf"), cache_modifier=".cg")
+    by_head = tl.reshape(log, (HEADS, PARTS))
+    peak = tl.max(by_head, axis=1)
+    peak = tl.where(peak == -float("inf"), 0.0, peak)
+    share = tl.exp(by_head - peak[:, None])
+    weight = tl.sum(share, axis=1)
+    filled = weight > 0
+    share = share / tl.where(filled, weight, 1.0)[:, None]
+    head = tl.arange(0, HEADS)
+    target = pair * GROUP + head
+    tl.store(lse + target, peak + tl.log(weight), mask=head < GROUP)
+    for first in tl.static_range(0, D, D // _SLICES):
+        d = first + tl.arange(0, D // _SLICES)
+        # Parts that nothing was read for are undefined.
+        inside = valid[:, None] & (d < dim)[None, :]
+        values = tl.load(
+            parts_out + at[:, None] * dim + d[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+        )
+        values = tl.where((log > -float("inf"))[:, None], values, 0.0)
+        weighted = tl.reshape(values, (HEADS, PARTS, D // _SLICES)) * share[:, :, None]
+        total = tl.sum(weighted, axis=1)
+        target_at = target.to(tl.int64)[:, None] * dim + d[None, :]
+        mask = (head < GROUP)[:, None] & (d < dim)[None, :]
+        tl.store(out + target_at, total.to(out.dtype.element_ty), mask=mask)

@@ -1,0 +1,23 @@
+"""What a `DecodeRunner` has read, for comparisons with definitions and with FlashInfer."""
+
+import torch
+from torch import Tensor
+
+from tactic.kernels.decode.runner import DecodeRunner
+
+
+def read_rows(
+    runner: DecodeRunner, req_to_token: Tensor, request_slots: Tensor, seq_lens: Tensor, sinks: int
+) -> list[Tensor]:
+    """Pool rows of each (request, KV head), int32: those that the kernels listed, then sinks and tail."""
+    heads = runner.reads.lengths.shape[1]
+    lists = []
+    for i, (clustered, lengths) in enumerate(
+        zip(runner.step.clustered.tolist(), runner.reads.lengths.tolist(), strict=True)
+    ):
+        slots = req_to_token[request_slots[i], : seq_lens[i]]
+        always = torch.cat([slots[: min(sinks, clustered)], slots[clustered:]])
+        for head, length in enumerate(lengths):
+            selected = runner.reads.rows[i, head, len(always) : length].to(slots.device)
+            lists.append(torch.cat([selected, always * heads + head]))
+    return lists
