@@ -11,7 +11,7 @@ class Capture:
 
     Attributes:
         text: what it is made of: the name of a task.
-        context: length that was asked for; the prompt may be a few tokens shorter.
+        context: length that was asked for, of prompt and answer.
         seed: that chose it.
         layers: the queries of all layers at the same positions, and the keys they see.
     """

@@ -39,12 +39,10 @@ def captures(arguments: Namespace, checkpoint: Checkpoint, started: float) -> It
     builder = load_builder(arguments, checkpoint)
     cases = list(product(range(arguments.seeds), arguments.contexts, arguments.texts))
     progress = Progress(len(cases), started=started, limit=arguments.seconds)
-    # A prompt of all the positions that the model has would leave none for the answer.
-    longest = checkpoint.context_length - arguments.queries
     for seed, length, text in cases:
         if not progress.begin(length, f"{text} at {length:,} tokens"):
             return
-        sample = builder.sample(text, min(length, longest), seed, 0)
+        sample = builder.sample(text, length, seed, 0)
         given = sample.gold[: arguments.queries - 1]
         context = checkpoint.prefill(sample.prompt, room=len(given))
         yield Capture(text, length, seed, tuple(context.capture(given)))
