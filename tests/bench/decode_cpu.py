@@ -42,7 +42,7 @@ def main() -> None:
     rows = [
         measure(context, estimator, arguments.threshold, arguments.repeats)
         for context in arguments.contexts
-        for estimator in ("fit", "centroid")
+        for estimator in ("guarded", "fit", "centroid")
     ]
     result = {"device": _processor(), "threads": 1, "threshold": arguments.threshold, "rows": rows}
     arguments.out.parent.mkdir(exist_ok=True)

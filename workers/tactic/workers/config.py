@@ -24,7 +24,7 @@ class IndexConfig(BaseModel):
     memory_share: float = Field(default=0.0, ge=0, le=1)
     """0 takes what indexes every token of the KV pool."""
     check_integrity: bool = False
-    min_clustered: int = Field(default=1024, ge=1)
+    min_clustered: int = Field(default=4096, ge=1)
     """Requests with fewer clustered positions are attended densely."""
 
 

@@ -47,7 +47,7 @@ class DecodeOptions:
         slots: int,
         *,
         threshold: float = 0.9,
-        estimator: int = 0,
+        estimator: int = 3,
         dense: bool = False,
         device: torch.device | str = "cpu",
         sinks: int = 16,

@@ -14,7 +14,7 @@ def kmeans(
     keys: Tensor,
     cluster_size: int,
     *,
-    max_iters: int = 10,
+    max_iters: int = 5,
     seed: int = 0,
     init: Tensor | None = None,
 ) -> Clusters:

@@ -35,7 +35,7 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer. Repeatable.")] = None,
     mode: Annotated[str, typer.Option(help="tactic or dense attention.")] = "tactic",
     threshold: Annotated[float | None, typer.Option(help="Target share P of the attention weight.")] = None,
-    estimator: Annotated[str | None, typer.Option(help="fit, centroid or exact.")] = None,
+    estimator: Annotated[str | None, typer.Option(help="guarded, fit, centroid or exact.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure the share really reached; slow.")
     ] = False,

@@ -12,7 +12,7 @@ from tactic.v1 import generation_pb2, types_pb2
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ROLES = ("system", "user", "assistant")
-ESTIMATORS = ("fit", "centroid", "exact")
+ESTIMATORS = ("guarded", "fit", "centroid", "exact")
 MAX_TEMPERATURE = 10.0
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_LOGPROBS = 20
