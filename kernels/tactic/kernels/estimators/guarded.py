@@ -16,8 +16,8 @@ class Guarded(Centroid):
 
     An estimated share is wrong, in log-odds, by an amount that grows with the variance v of the logits inside
     the clusters: on the reference model one in twenty is too high by about 0.15 v or more, for v from 0.1
-    (attention is even) to 8 (a head looks for single tokens, whose keys lie in clusters of dozens). So the
-    share aimed at is P' with
+    (attention is even) to 8 (a head looks for single tokens, whose keys lie in clusters of dozens); the slope
+    is a third more than that. So the share aimed at is P' with
 
         logit(P') = logit(P) + margin + slope · v,   v = |q|² · S / d,
 
@@ -33,7 +33,7 @@ class Guarded(Centroid):
 
     name: ClassVar[str] = "guarded"
     margin: float = 0.05
-    slope: float = 0.15
+    slope: float = 0.2
     least: int = 256
 
     def target(self, evidence: Evidence, threshold: float) -> Tensor:

@@ -13,13 +13,14 @@ from tactic.workers.evaluation.analysis.selection import IndexedStep
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.layer import Step
 
-TOPICS, GROUP = 64, 4
+TOPICS, GROUP = 8, 4
 
 
 def topic_capture(make_step: Callable[..., Step], topics: Sequence[int], strength: float = 40.0) -> Capture:
-    """Keys of 64 orthogonal topics, 32 of each; each head of the group looks for one topic."""
+    """Keys near 8 orthogonal topics, 256 of each; each head of the group looks for one topic."""
     directions = torch.eye(TOPICS)
-    keys = directions.repeat_interleave(32, 0)[:, None]
+    keys = directions.repeat_interleave(256, 0)[:, None]
+    keys = keys + 1e-3 * torch.randn(keys.shape, generator=torch.Generator().manual_seed(0))
     keys = torch.cat([torch.zeros(16, 1, TOPICS), keys, torch.zeros(1, 1, TOPICS)])  # sinks, the query's own
     query = strength * directions[list(topics)].view(1, len(topics), 1, TOPICS)
     return Capture("topics", 2048, 0, (make_step(keys, query),))
@@ -45,11 +46,11 @@ def test_heads_that_agree_have_jaccard_1_and_inflation_1(make_step: Callable[...
 
 
 def test_disjoint_heads_inflate_by_the_size_of_the_group(make_step: Callable[..., Step]) -> None:
-    divergence, rules = ask(topic_capture(make_step, [5, 20, 35, 50]))
+    divergence, rules = ask(topic_capture(make_step, [0, 2, 5, 7]))
     assert mean(divergence[0]["jaccard"]) == 0
     assert mean(divergence[0]["inflation"]) == GROUP
     read = {row["rule"]: mean(row["read"]) for row in rules}
-    assert read["sum, every head reaches P"] == read[UNION], "there is nothing to share"
+    assert read["sum, every head reaches P"] == pytest.approx(read[UNION], rel=0.02), "there is nothing to share"
     success = {row["rule"]: mean(row["success"]) for row in rules}
     assert success[UNION] == success["max, every head reaches P"] == 1
 
