@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tactic.kernels.index import Clusters, LayerArena, clusters_in
-from tactic.kernels.kmeans import kmeans
+from tactic.kernels.kmeans import kmeans, kmeans_pool
 
 
 def assert_partition(clusters: Clusters, n: int) -> None:
@@ -92,6 +92,15 @@ def test_warm_start_from_its_own_result_changes_nothing() -> None:
     settled = kmeans(keys, 32, max_iters=100)
     again = kmeans(keys, 32, init=settled.centroids)
     assert torch.equal(settled.members, again.members)
+
+
+def test_keys_of_8_bits_have_centroids_of_16() -> None:
+    pool = torch.randn(200, 2, 8, generator=torch.Generator().manual_seed(5)).to(torch.float8_e4m3fn)
+    slot_ids = torch.arange(200)[None]
+    clusters, wide = kmeans_pool(pool, slot_ids, 32), kmeans_pool(pool.bfloat16(), slot_ids, 32)
+    assert clusters.centroids.dtype == torch.bfloat16
+    assert torch.equal(clusters.centroids, wide.centroids)
+    assert torch.equal(clusters.members, wide.members)
 
 
 def test_bad_arguments_are_named() -> None:

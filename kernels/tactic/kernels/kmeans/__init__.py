@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index.clusters import Clusters
-from tactic.kernels.kmeans.naive import check_arguments, initial_positions
+from tactic.kernels.kmeans.naive import centroid_dtype, check_arguments, initial_positions
 from tactic.kernels.kmeans.naive import kmeans as kmeans_naive
 
 __all__ = ["kmeans", "kmeans_pool"]
@@ -38,15 +38,23 @@ def kmeans_pool(
     segments, n = slot_ids.shape
     _, heads, dim = k_pool.shape
     if not k_pool.is_cuda:
-        keys = k_pool[slot_ids.long()].transpose(1, 2).reshape(segments * heads, n, dim)
+        keys = _gather(k_pool, slot_ids)
         return kmeans_naive(keys, cluster_size, max_iters=max_iters, seed=seed, init=init)
     from tactic.kernels.kmeans.triton import kmeans_pool_triton
 
     count = check_arguments(segments * heads, n, dim, cluster_size, max_iters, init)
     if init is None:
         chosen = initial_positions(n, count, seed).to(k_pool.device)
-        init = k_pool[slot_ids[:, chosen].long()].transpose(1, 2).reshape(segments * heads, count, dim)
+        init = _gather(k_pool, slot_ids[:, chosen])
+    init = init.to(centroid_dtype(k_pool.dtype))
     return kmeans_pool_triton(k_pool, slot_ids, cluster_size, max_iters=max_iters, init=init)
+
+
+def _gather(k_pool: Tensor, slot_ids: Tensor) -> Tensor:
+    """Keys at slots `[S, m]`, as `[S * H, m, d]`."""
+    segments, m = slot_ids.shape
+    _, heads, dim = k_pool.shape
+    return k_pool[slot_ids.long()].transpose(1, 2).reshape(segments * heads, m, dim)
 
 
 def kmeans(

@@ -32,7 +32,7 @@ def kmeans(
         init: `[B, K, d]` centroids to start from, e.g. of the last version; random keys if None.
 
     Returns:
-        The clusters. Centroids are the means of their members; arithmetic is fp32.
+        The clusters. Centroids are the means of their members, in `centroid_dtype`; arithmetic is fp32.
 
     Raises:
         ValueError: n, max_iters or the shape of `init` is out of range.
@@ -53,7 +53,7 @@ def kmeans(
         if torch.equal(labels, previous):
             break
         centroids = _scatter_mean(points, labels, count)
-    return _group(points, labels, centroids, keys.dtype)
+    return _group(points, labels, centroids, centroid_dtype(keys.dtype))
 
 
 def check_arguments(
@@ -68,6 +68,11 @@ def check_arguments(
     if init is not None and init.shape != (problems, count, dim):
         raise ValueError(f"init has shape {tuple(init.shape)}, expected {(problems, count, dim)}")
     return count
+
+
+def centroid_dtype(keys: torch.dtype) -> torch.dtype:
+    """What centroids of such keys are stored in: 8 bits would be too coarse for a mean."""
+    return torch.bfloat16 if keys.itemsize == 1 else keys
 
 
 def initial_positions(n: int, count: int, seed: int) -> Tensor:

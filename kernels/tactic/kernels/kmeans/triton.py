@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""K-means in Triton: keys read in place from the KV pool, no atomics, no host sync.
+"""K-means in Triton: keys read in place from the KV pool, no atomics on floats, no host sync.
 
-A problem is one KV head of one segment. Distances and means are matrix products: the assignment multiplies
-keys with centroids, the update multiplies one-hot labels with keys, so that sums are fp32 and in fixed order.
+A problem is one KV head of one segment. Both halves of an iteration are matrix products: the assignment
+multiplies keys with centroids that stay on chip, the update multiplies one-hot labels with keys, so that sums
+are fp32 and in fixed order.
 """
 
 import torch
@@ -13,8 +14,14 @@ from torch import Tensor
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import clusters_in
 
-_TOKENS = 64
-_CLUSTERS = 64
+_ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 3}
+_UPDATE = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
+_WIDE = {"TOKENS": 64, "CLUSTERS": 64, "num_warps": 4, "num_stages": 2}  # fp32: tiles twice the size
+_REFILL = {"TOKENS": 64, "num_warps": 8}
+_MEASURE = {"TOKENS": 32, "num_warps": 2}
+_SORTED = 128  # positions that one program puts in order
+_CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
+_PROGRAMS = 256  # of the assignment, where there are tokens enough: two on each multiprocessor
 
 
 def kmeans_pool_triton(
@@ -22,7 +29,7 @@ def kmeans_pool_triton(
     slot_ids: Tensor,
     cluster_size: int,
     *,
-    max_iters: int = 10,
+    max_iters: int = 5,
     init: Tensor,
 ) -> Clusters:
     """Clusters S segments of n keys for all KV heads; B = S * H problems, segment-major.
@@ -30,55 +37,63 @@ def kmeans_pool_triton(
     Runs all `max_iters` iterations: a test of convergence would make the host wait.
 
     Args:
-        k_pool: `[slots, H, d]`, keys.
+        k_pool: `[slots, H, d]`, keys, any float dtype.
         slot_ids: `[S, n]` int, pool slot of each position.
         cluster_size: average members of a cluster.
         max_iters: iterations, ≥ 1.
-        init: `[S * H, K, d]`, initial centroids.
+        init: `[S * H, K, d]`, initial centroids; keys are multiplied, and centroids stored, in their dtype.
     """
     segments, n = slot_ids.shape
     _, heads, dim = k_pool.shape
     problems, count = segments * heads, clusters_in(n, cluster_size)
     device = k_pool.device
-    # Distances are to centroids in the keys' dtype, as they are stored; the sums behind them are fp32.
-    centroids = init.to(k_pool.dtype, memory_format=torch.contiguous_format, copy=True)
+    # Distances are to centroids as they are stored; the sums behind them are fp32.
+    centroids = init.clone(memory_format=torch.contiguous_format)
     labels = torch.empty(problems, n, dtype=torch.int32, device=device)
-    distances = torch.empty(problems, n, dtype=torch.float32, device=device)
+    scores = torch.empty(problems, n, dtype=torch.float32, device=device)
     sizes = torch.empty(problems, count, dtype=torch.int32, device=device)
     shape = (heads, n, count, dim, k_pool.stride(0), k_pool.stride(1))
     block_d = max(16, triton.next_power_of_2(dim))
-    precision = "ieee" if k_pool.dtype == torch.float32 else "tf32"
-    tiles = {"TOKENS": _TOKENS, "CLUSTERS": _CLUSTERS, "D": block_d}
-    by_token = (problems, triton.cdiv(n, _TOKENS))
-    by_cluster = (problems, triton.cdiv(count, _CLUSTERS))
-    all_tokens, all_clusters = triton.next_power_of_2(n), triton.next_power_of_2(count)
+    bounds = {"N": triton.next_power_of_2(n), "K": triton.next_power_of_2(count), "D": block_d}
+    dot = {"PRECISION": "ieee" if init.dtype == torch.float32 else "tf32", "D": block_d}
+    assign, update = _tiles(_ASSIGN, count, block_d, init.dtype), _tiles(_UPDATE, count, block_d, init.dtype)
+    parts = min(triton.cdiv(n, assign["TOKENS"]), triton.next_power_of_2(triton.cdiv(_PROGRAMS, problems)))
+    blocks = triton.cdiv(count, update["CLUSTERS"])
 
     for _ in range(max_iters):
-        _assign[by_token](
-            k_pool, slot_ids, centroids, labels, distances, *shape, PRECISION=precision, **tiles
-        )
-        _count[by_cluster](labels, sizes, n, count, TOKENS=_TOKENS, CLUSTERS=_CLUSTERS)
-        _refill[(problems,)](labels, distances, sizes, n, count, N=all_tokens, K=all_clusters, num_warps=8)
-        _update[by_cluster](k_pool, slot_ids, labels, sizes, centroids, *shape, PRECISION=precision, **tiles)
+        _assign[(problems, parts)](k_pool, slot_ids, centroids, labels, scores, *shape, **dot, **assign)
+        _refill[(problems,)](k_pool, slot_ids, labels, scores, sizes, *shape, **bounds, **_REFILL)
+        _update[(problems, blocks)](k_pool, slot_ids, labels, sizes, centroids, *shape, **dot, **update)
 
-    members = torch.empty(problems, n, dtype=torch.int16, device=device)
-    starts = torch.empty_like(sizes)
+    starts, members = _sort(labels, count)
     spread = torch.empty(problems, count, dtype=torch.float32, device=device)
-    _measure[by_token](k_pool, slot_ids, centroids, labels, distances, *shape, TOKENS=_TOKENS, D=block_d)
-    _group[by_cluster](
-        labels,
-        distances,
-        sizes,
-        members,
-        starts,
-        spread,
-        n,
-        count,
-        TOKENS=_TOKENS,
-        CLUSTERS=_CLUSTERS,
-        K=all_clusters,
+    _measure[(problems, count)](
+        k_pool, slot_ids, centroids, members, starts, sizes, spread, *shape, D=block_d, **_MEASURE
     )
     return Clusters(centroids, spread, members, starts, sizes)
+
+
+def _tiles(options: dict[str, int], count: int, block_d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Launch options of a kernel, its block of clusters no larger than useful or than fits."""
+    if dtype.itemsize > 2:
+        options = _WIDE
+    most = min(triton.next_power_of_2(count), _CENTROID_BYTES // (block_d * dtype.itemsize))
+    return {**options, "CLUSTERS": max(16, min(options["CLUSTERS"], most))}
+
+
+def _sort(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """First place of each cluster `[B, K]` int32, and the positions in order of cluster `[B, n]` int16."""
+    problems, n = labels.shape
+    chunks = triton.cdiv(n, _SORTED)
+    counts = torch.empty(problems, chunks, count, dtype=torch.int32, device=labels.device)
+    members = torch.empty(problems, n, dtype=torch.int16, device=labels.device)
+    constants = {"TOKENS": _SORTED, "K": triton.next_power_of_2(count)}
+    _tally[(problems, chunks)](labels, counts, n, count, **constants)
+    sizes = counts.sum(1, dtype=torch.int32)
+    starts = sizes.cumsum(-1, dtype=torch.int32) - sizes
+    places = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(starts[:, None])
+    _place[(problems, chunks)](labels, places, members, n, count, TOKENS=_SORTED, num_warps=8)
+    return starts, members
 
 
 @triton.jit
@@ -92,13 +107,12 @@ def _load_keys(
     slot_stride,
     head_stride,
     tokens,
-    TOKENS: tl.constexpr,
+    inside,
     D: tl.constexpr,
 ):
-    """Keys [TOKENS, D] of the problem's positions `tokens`, zero outside."""
+    """Keys [.., D] of the problem's positions `tokens`, zero where not `inside`."""
     segment = problem // heads
     head = problem % heads
-    inside = tokens < n
     slots = tl.load(slot_ids + segment.to(tl.int64) * n + tokens, mask=inside, other=0).to(tl.int64)
     d = tl.arange(0, D)
     rows = pool + slots * slot_stride + head * head_stride
@@ -111,7 +125,7 @@ def _assign(
     slot_ids,
     centroids,
     labels,
-    distances,
+    scores,
     heads,
     n,
     count,
@@ -123,64 +137,80 @@ def _assign(
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
 ):
+    """Nearest centroid of each key, which has the largest score k·c - |c|²/2, for a part of the tokens."""
     problem = tl.program_id(0)
-    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    keys = _load_keys(pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, TOKENS, D)
+    share = tl.cdiv(tl.cdiv(n, TOKENS), tl.num_programs(1)) * TOKENS
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, n)
     d = tl.arange(0, D)
-    best = tl.full((TOKENS,), float("inf"), tl.float32)
-    best_label = tl.zeros((TOKENS,), tl.int32)
     for first in range(0, count, CLUSTERS):
         cluster = first + tl.arange(0, CLUSTERS)
         rows = centroids + (problem.to(tl.int64) * count + cluster) * dim
-        inside = (cluster < count)[:, None] & (d < dim)[None, :]
-        centroid = tl.load(rows[:, None] + d[None, :], mask=inside, other=0.0)
+        used = (cluster < count)[:, None] & (d < dim)[None, :]
+        centroid = tl.load(rows[:, None] + d[None, :], mask=used, other=0.0)
         wide = centroid.to(tl.float32)
-        norm = tl.sum(wide * wide, axis=1)
-        product = tl.dot(keys, tl.trans(centroid), input_precision=PRECISION)
-        partial = tl.where((cluster < count)[None, :], norm[None, :] - 2 * product, float("inf"))
-        nearest = tl.min(partial, axis=1)
-        index = tl.argmin(partial, axis=1, tie_break_left=True)
-        closer = nearest < best
-        best = tl.where(closer, nearest, best)
-        best_label = tl.where(closer, first + index, best_label)
-    wide_keys = keys.to(tl.float32)
-    best += tl.sum(wide_keys * wide_keys, axis=1)
-    at = problem.to(tl.int64) * n + tokens
-    tl.store(labels + at, best_label, mask=tokens < n)
-    tl.store(distances + at, best, mask=tokens < n)
+        norm = tl.where(cluster < count, tl.sum(wide * wide, axis=1), float("inf"))
+        offset = tl.broadcast_to(-0.5 * norm[None, :], (TOKENS, CLUSTERS))
+        for start in range(begin, end, TOKENS):
+            tokens = start + tl.arange(0, TOKENS)
+            inside = tokens < end
+            keys = _load_keys(
+                pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
+            ).to(centroid.dtype)
+            score = tl.dot(keys, tl.trans(centroid), acc=offset, input_precision=PRECISION)
+            best = tl.max(score, axis=1)
+            label = tl.min(tl.where(score == best[:, None], cluster[None, :], count), axis=1)
+            at = problem.to(tl.int64) * n + tokens
+            earlier = tl.load(scores + at, mask=inside & (first > 0), other=-float("inf"))
+            tl.store(labels + at, label, mask=inside & (best > earlier))
+            tl.store(scores + at, tl.maximum(best, earlier), mask=inside)
+        tl.debug_barrier()  # the next block of clusters reads these scores
 
 
 @triton.jit
-def _count(labels, sizes, n, count, TOKENS: tl.constexpr, CLUSTERS: tl.constexpr):
-    problem = tl.program_id(0)
-    cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
-    total = tl.zeros((CLUSTERS,), tl.int32)
-    for first in range(0, n, TOKENS):
-        tokens = first + tl.arange(0, TOKENS)
-        label = tl.load(labels + problem.to(tl.int64) * n + tokens, mask=tokens < n, other=-1)
-        total += tl.sum((cluster[:, None] == label[None, :]).to(tl.int32), axis=1)
-    tl.store(sizes + problem.to(tl.int64) * count + cluster, total, mask=cluster < count)
-
-
-@triton.jit
-def _refill(labels, distances, sizes, n, count, N: tl.constexpr, K: tl.constexpr):
-    """`refill_empty` for one problem; most have nothing to do."""
+def _refill(
+    pool,
+    slot_ids,
+    labels,
+    scores,
+    sizes,
+    heads,
+    n,
+    count,
+    dim,
+    slot_stride,
+    head_stride,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Counts the members of one problem's clusters and, where some have none, does `refill_empty`."""
     problem = tl.program_id(0).to(tl.int64)
     labels += problem * n
-    distances += problem * n
+    scores += problem * n
     sizes += problem * count
+    every = tl.arange(0, N)
     cluster = tl.arange(0, K)
-    empty = tl.load(sizes + cluster, mask=cluster < count, other=1) == 0
+    label = tl.load(labels + every, mask=every < n, other=0)
+    size = tl.histogram(label, K, mask=every < n)
+    tl.store(sizes + cluster, size, mask=cluster < count)
+    empty = (cluster < count) & (size == 0)
     if tl.sum(empty.to(tl.int32)) > 0:
-        tokens = tl.arange(0, N)
-        label = tl.load(labels + tokens, mask=tokens < n, other=0)
-        distance = tl.load(distances + tokens, mask=tokens < n, other=0.0)
+        for first in range(0, n, TOKENS):
+            tokens = first + tl.arange(0, TOKENS)
+            keys = _load_keys(
+                pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, tokens < n, D
+            ).to(tl.float32)
+            score = tl.load(scores + tokens, mask=tokens < n, other=0.0)
+            tl.store(scores + tokens, tl.sum(keys * keys, axis=1) - 2 * score, mask=tokens < n)
+        tl.debug_barrier()  # the scores are squared distances now, the sizes are written
+        distance = tl.load(scores + every, mask=every < n, other=0.0)
         for target in range(0, count):
             if tl.load(sizes + target) == 0:
-                size = tl.load(sizes + label)
-                movable = (size > 1) & (tokens < n)
+                movable = (tl.load(sizes + label) > 1) & (every < n)
                 farthest = tl.argmax(tl.where(movable, distance, -float("inf")), axis=0, tie_break_left=True)
-                taken = tokens == farthest
+                taken = every == farthest
                 donor = tl.sum(tl.where(taken, label, 0))
                 tl.debug_barrier()  # all threads have read the sizes
                 tl.store(sizes + donor, tl.load(sizes + donor) - 1)
@@ -188,7 +218,7 @@ def _refill(labels, distances, sizes, n, count, N: tl.constexpr, K: tl.constexpr
                 tl.debug_barrier()  # the next step reads what this one wrote
                 label = tl.where(taken, target, label)
                 distance = tl.where(taken, 0.0, distance)
-        tl.store(labels + tokens, label, mask=tokens < n)
+        tl.store(labels + every, label, mask=every < n)
 
 
 @triton.jit
@@ -209,15 +239,19 @@ def _update(
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
 ):
+    """Mean of the members of a block of clusters."""
     problem = tl.program_id(0)
     cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
     total = tl.zeros((CLUSTERS, D), tl.float32)
     for first in range(0, n, TOKENS):
         tokens = first + tl.arange(0, TOKENS)
-        keys = _load_keys(pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, TOKENS, D)
-        label = tl.load(labels + problem.to(tl.int64) * n + tokens, mask=tokens < n, other=-1)
-        member = (cluster[:, None] == label[None, :]).to(tl.float32).to(keys.dtype)
-        total += tl.dot(member, keys, input_precision=PRECISION)
+        inside = tokens < n
+        keys = _load_keys(
+            pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
+        ).to(centroids.dtype.element_ty)
+        label = tl.load(labels + problem.to(tl.int64) * n + tokens, mask=inside, other=-1)
+        member = (cluster[:, None] == label[None, :]).to(keys.dtype)
+        total = tl.dot(member, keys, acc=total, input_precision=PRECISION)
     at = problem.to(tl.int64) * count + cluster
     size = tl.load(sizes + at, mask=cluster < count, other=1)
     d = tl.arange(0, D)
@@ -227,12 +261,39 @@ def _update(
 
 
 @triton.jit
+def _tally(labels, counts, n, count, TOKENS: tl.constexpr, K: tl.constexpr):
+    """Members of each cluster in one chunk of positions."""
+    problem = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    tokens = chunk * TOKENS + tl.arange(0, TOKENS)
+    label = tl.load(labels + problem * n + tokens, mask=tokens < n, other=0)
+    cluster = tl.arange(0, K)
+    row = counts + (problem * tl.num_programs(1) + chunk) * count
+    tl.store(row + cluster, tl.histogram(label, K, mask=tokens < n), mask=cluster < count)
+
+
+@triton.jit
+def _place(labels, places, members, n, count, TOKENS: tl.constexpr):
+    """Writes the positions of one chunk in order of cluster; its first of each goes to `places`."""
+    problem = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    tokens = chunk * TOKENS + tl.arange(0, TOKENS)
+    label = tl.load(labels + problem * n + tokens, mask=tokens < n, other=0)
+    before = (label[None, :] == label[:, None]) & (tokens[None, :] < tokens[:, None])
+    first = tl.load(places + (problem * tl.num_programs(1) + chunk) * count + label)
+    place = first + tl.sum(before.to(tl.int32), axis=1)
+    tl.store(members + problem * n + place, tokens.to(tl.int16), mask=tokens < n)
+
+
+@triton.jit
 def _measure(
     pool,
     slot_ids,
     centroids,
-    labels,
-    distances,
+    members,
+    starts,
+    sizes,
+    spread,
     heads,
     n,
     count,
@@ -242,55 +303,19 @@ def _measure(
     TOKENS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Squared distance of each key to its own centroid, without the cancellation of `_assign`."""
+    """Mean squared distance of a cluster's members to its centroid, without the cancellation of `_assign`."""
     problem = tl.program_id(0)
-    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    keys = _load_keys(pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, TOKENS, D)
-    at = problem.to(tl.int64) * n + tokens
-    label = tl.load(labels + at, mask=tokens < n, other=0)
+    at = problem.to(tl.int64) * count + tl.program_id(1)
     d = tl.arange(0, D)
-    rows = centroids + (problem.to(tl.int64) * count + label) * dim
-    inside = (tokens < n)[:, None] & (d < dim)[None, :]
-    own = tl.load(rows[:, None] + d[None, :], mask=inside, other=0.0)
-    difference = keys.to(tl.float32) - own.to(tl.float32)
-    tl.store(distances + at, tl.sum(difference * difference, axis=1), mask=tokens < n)
-
-
-@triton.jit
-def _group(
-    labels,
-    distances,
-    sizes,
-    members,
-    starts,
-    spread,
-    n,
-    count,
-    TOKENS: tl.constexpr,
-    CLUSTERS: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Positions in order of cluster (a counting sort), and the mean squared distance in each."""
-    problem = tl.program_id(0).to(tl.int64)
-    cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
-    inside = cluster < count
-    every = tl.arange(0, K)
-    every_size = tl.load(sizes + problem * count + every, mask=every < count, other=0)
-    before = every[None, :] < cluster[:, None]
-    start = tl.sum(tl.where(before, every_size[None, :], 0), axis=1)
-    seen = tl.zeros((CLUSTERS,), tl.int32)
-    total = tl.zeros((CLUSTERS,), tl.float32)
-    for first in range(0, n, TOKENS):
-        tokens = first + tl.arange(0, TOKENS)
-        label = tl.load(labels + problem * n + tokens, mask=tokens < n, other=-1)
-        distance = tl.load(distances + problem * n + tokens, mask=tokens < n, other=0.0)
-        member = cluster[:, None] == label[None, :]
-        place = seen[:, None] + tl.cumsum(member.to(tl.int32), axis=1) - 1
-        at = problem * n + start[:, None] + place
-        position = tl.broadcast_to(tokens[None, :], (CLUSTERS, TOKENS)).to(tl.int16)
-        tl.store(members + at, position, mask=member & inside[:, None])
-        seen += tl.sum(member.to(tl.int32), axis=1)
-        total += tl.sum(tl.where(member, distance[None, :], 0.0), axis=1)
-    at = problem * count + cluster
-    tl.store(starts + at, start, mask=inside)
-    tl.store(spread + at, total / tl.maximum(seen, 1).to(tl.float32), mask=inside)
+    centroid = tl.load(centroids + at * dim + d, mask=d < dim, other=0.0).to(tl.float32)
+    start = problem.to(tl.int64) * n + tl.load(starts + at)
+    size = tl.load(sizes + at)
+    total = tl.zeros((TOKENS,), tl.float32)
+    for first in range(0, size, TOKENS):
+        i = first + tl.arange(0, TOKENS)
+        inside = i < size
+        tokens = tl.load(members + start + i, mask=inside, other=0).to(tl.int32)
+        keys = _load_keys(pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D)
+        difference = tl.where(inside[:, None], keys.to(tl.float32) - centroid[None, :], 0.0)
+        total += tl.sum(difference * difference, axis=1)
+    tl.store(spread + at, tl.sum(total) / size.to(tl.float32))

@@ -6,16 +6,21 @@ import pytest
 import torch
 
 from tactic.kernels.index import Clusters, clusters_in
+from tactic.kernels.kmeans import triton as kernels
 from tactic.kernels.kmeans.naive import initial_positions
 from tactic.kernels.kmeans.naive import kmeans as naive
 from tactic.kernels.kmeans.triton import kmeans_pool_triton
+
+
+def fields(clusters: Clusters) -> list[torch.Tensor]:
+    return [getattr(clusters, field.name).cpu() for field in dataclasses.fields(clusters)]
 
 
 # The interpreter multiplies no bf16 matrices; the GPU check does.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("segments", "heads", "n", "dim", "cluster_size"),
-    [(2, 2, 200, 16, 32), (1, 3, 130, 24, 16), (1, 1, 1, 8, 32), (1, 1, 17, 16, 16)],
+    [(2, 2, 200, 16, 32), (1, 3, 130, 24, 16), (1, 1, 1, 8, 32), (1, 1, 17, 16, 16), (1, 1, 1100, 16, 16)],
 )
 def test_matches_the_definition(
     segments: int, heads: int, n: int, dim: int, cluster_size: int, dtype: torch.dtype, device: str
@@ -31,7 +36,7 @@ def test_matches_the_definition(
     actual = kmeans_pool_triton(
         pool.to(device), slot_ids.to(device), cluster_size, max_iters=4, init=init.to(device)
     )
-    actual = Clusters(*(getattr(actual, field.name).cpu() for field in dataclasses.fields(actual)))
+    actual = Clusters(*fields(actual))
     assert torch.equal(actual.members.sort(-1).values, expected.members.sort(-1).values)
     assert torch.equal(actual.starts, actual.sizes.cumsum(-1) - actual.sizes)
     if dtype == torch.float32:
@@ -55,3 +60,29 @@ def test_refills_empty_clusters_like_the_definition(device: str) -> None:
     assert torch.equal(actual.members.cpu(), expected.members)
     assert torch.equal(pool.cpu().view_as(keys), keys), "the pool is only read"
     assert (kmeans_pool_triton(pool, slot_ids, 16, max_iters=3, init=init.to(device)).sizes >= 1).all()
+
+
+def test_the_division_of_the_work_changes_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program that walks over all tokens, or one for each tile of them."""
+    pool = torch.randn(700, 2, 16, generator=torch.Generator().manual_seed(1)).half().to(device)
+    slot_ids = torch.arange(700, device=device).flip(0).view(1, 700)
+    init = pool[:44].transpose(0, 1)
+    results = []
+    for programs in (1, 4, 1000):
+        monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+        results.append(fields(kmeans_pool_triton(pool, slot_ids, 16, max_iters=3, init=init)))
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_keys_of_8_bits_are_multiplied_as_the_centroids_are(device: str) -> None:
+    pool = torch.randn(300, 2, 16, generator=torch.Generator().manual_seed(2)).to(torch.float8_e4m3fn)
+    slot_ids = torch.arange(300)[None]
+    keys = pool.half().transpose(0, 1)
+    init = keys[:, :10].contiguous()
+    small = kmeans_pool_triton(pool.to(device), slot_ids.to(device), 32, max_iters=3, init=init.to(device))
+    wide = kmeans_pool_triton(
+        pool.half().to(device), slot_ids.to(device), 32, max_iters=3, init=init.to(device)
+    )
+    assert small.centroids.dtype == torch.float16
+    assert all(torch.equal(one, two) for one, two in zip(fields(small), fields(wide), strict=True))
