@@ -27,6 +27,7 @@ from tactic.kernels.index import DecodeOptions
 from tactic.kernels.ranking.triton import score
 from tactic.kernels.selection.fit_triton import find_fit_cuts
 from tactic.kernels.selection.triton import narrow
+from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
 from tactic.kernels.sparse_decode.triton import attend
 
@@ -164,17 +165,26 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
     out = torch.empty_like(work.layers[0].q)
     lse = torch.empty(out.shape[:2], device="cuda")
 
-    def score_layer(layer: Layer) -> None:
-        score(
-            runner.scores,
+    def always_layer(layer: Layer) -> None:
+        attend_always(
             runner.partials,
             runner.reads,
             runner.step,
-            layer.arena,
             layer.q,
             layer.k_pool,
             layer.v_pool,
             work.req_to_token,
+            scale=work.scale,
+            sinks=options.sinks,
+        )
+
+    def score_layer(layer: Layer) -> None:
+        always_layer(layer)
+        score(
+            runner.scores,
+            runner.step,
+            layer.arena,
+            layer.q,
             scale=work.scale,
             sinks=options.sinks,
             scorers=runner.scorers,
@@ -225,7 +235,12 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
         )
 
     always = int(work.seq_lens[0] - runner.step.clustered[0]) + options.sinks
-    stages = {"score": score_layer, "narrow": narrow_layer, "attend (and two fills)": attend_layer}
+    stages = {
+        "sinks and tail": always_layer,
+        "with score": score_layer,
+        "narrow": narrow_layer,
+        "attend (and two fills)": attend_layer,
+    }
     if runner.fit is not None:
         stages |= {"sample": sample_layer, "fit cut": fit_cut_layer}
     return {

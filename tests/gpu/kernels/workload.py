@@ -9,6 +9,7 @@ from tactic.kernels.index import LayerArena, SegmentTable, units_in
 from tactic.kernels.kmeans import kmeans_pool
 
 SEGMENT = 8192
+_TOPICS = 64  # of a passage of that length
 
 
 @dataclass
@@ -71,11 +72,14 @@ def build(
             1.0 if structured else 0.0
         )
         for request in range(batch):
-            topic = torch.randint(len(topics), (context // 16 + 1,), device=device).repeat_interleave(16)
             for begin in range(0, context, SEGMENT):
                 ids = req_to_token[request, begin : begin + SEGMENT].long()
+                # A passage turns to some of the topics, for 16 tokens at a time.
+                local = torch.randint(len(topics), (_TOPICS,), device=device)
+                topic = local[torch.randint(_TOPICS, (len(ids) // 16 + 1,), device=device)]
                 noise = torch.randn(len(ids), heads, dim, device=device)
-                k_pool[ids] = (topics[topic[begin : begin + len(ids)]] + noise).to(torch.bfloat16)
+                keys = topics[topic.repeat_interleave(16)[: len(ids)]] + noise
+                k_pool[ids] = keys.to(torch.bfloat16)
         v_pool = torch.randn(slots, heads, dim, device=device, dtype=torch.bfloat16)
         # A query looks for two topics of its group and two of its own.
         mixture = torch.randn(batch, heads, group, 4, device=device).abs()

@@ -18,6 +18,7 @@ from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.ranking.triton import Scores, score
 from tactic.kernels.selection.fit_triton import find_fit_cuts
 from tactic.kernels.selection.triton import Search, narrow
+from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.triton import STRIDE, attend
 
@@ -172,20 +173,10 @@ class DecodeRunner:
         """
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        score(
-            self.scores,
-            self.partials,
-            self.reads,
-            self.step,
-            arena,
-            q,
-            k_pool,
-            v_pool,
-            req_to_token,
-            scale=scale,
-            sinks=sinks,
-            scorers=self.scorers,
+        attend_always(
+            self.partials, self.reads, self.step, q, k_pool, v_pool, req_to_token, scale=scale, sinks=sinks
         )
+        score(self.scores, self.step, arena, q, scale=scale, sinks=sinks, scorers=self.scorers)
         narrow(self.search, self.scores, self.partials, self.step, sinks=sinks)
         if self.fit is not None and self.samples is not None:
             sample(
@@ -223,8 +214,7 @@ class DecodeRunner:
 
 
 def _splits(batch: int, kv_heads: int, processors: int) -> int:
-    wanted = _WAVES * processors // (batch * kv_heads)
-    return max(_LEAST_SPLITS, min(_MOST_SPLITS, 1 << max(wanted.bit_length() - 1, 0)))
+    return max(_LEAST_SPLITS, min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads)))
 
 
 def _head(buffers: _Buffers, batch: int) -> _Buffers:

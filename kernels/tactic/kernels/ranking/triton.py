@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""First launch of a layer: scores of all clusters, and attention over sinks and tail, which are read anyway."""
+"""Scores of all clusters."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,11 @@ from torch import Tensor
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
-from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
-from tactic.kernels.sparse_decode.partials import Partials, fold, load_group, store_part
+from tactic.kernels.sparse_decode.partials import load_group
 
 BLOCK = 64  # clusters that a program scores at once
-_TOKENS = 64
-_STAGES = 5  # keys are behind indices: this keeps two tiles in flight
+_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -68,52 +66,37 @@ class Scores:
 
 def score(
     scores: Scores,
-    partials: Partials,
-    reads: Reads,
     plan: StepPlan,
     arena: LayerArena,
     q: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
-    req_to_token: Tensor,
     *,
     scale: float,
     sinks: int,
     scorers: int,
 ) -> None:
-    """Fills `scores` and the readers' parts of `partials`, and starts the counts of `reads`.
+    """Fills `scores`; runs beside `attend_always`, which must have been launched just before.
 
     Args:
         scores: filled.
-        partials: filled at and above `partials.splits`.
-        reads: `lengths` and `selected` become what is read anyway, `arrived` 0.
         plan: of this step.
         arena: this layer's index.
         q: `[B, Hq, d]`, contiguous.
-        k_pool: `[slots, H, d]`, contiguous.
-        v_pool: `[slots, H, d]`, contiguous.
-        req_to_token: `[R, max_context]` int32.
         scale: of the logits.
         sinks: positions that are always attended.
         scorers: programs that share a head's clusters.
     """
     batch, query_heads, dim = q.shape
-    heads = k_pool.shape[1]
-    most = scores.keys.shape[2]
-    _score[(batch * heads, partials.readers + min(scorers, triton.cdiv(most, BLOCK)))](
+    heads, arena_clusters = arena.spread.shape
+    most, blocks = scores.keys.shape[2], scores.peaks.shape[2]
+    scorers = min(scorers, blocks)
+    _score[(batch * heads, scorers)](
         q,
         arena.centroids,
         arena.spread,
         arena.sizes,
         arena.starts,
         arena.members,
-        k_pool,
-        v_pool,
-        req_to_token,
-        plan.slots,
-        plan.seq_lens,
         plan.clusters,
-        plan.clustered,
         plan.estimator,
         plan.rows,
         plan.bases,
@@ -125,31 +108,22 @@ def score(
         scores.variances,
         scores.sizes,
         scores.firsts,
-        partials.out,
-        partials.lse,
-        reads.lengths,
-        reads.selected,
-        reads.arrived,
         scale,
         heads,
         dim,
         most,
-        scores.peaks.shape[2],
-        arena.spread.shape[1],
+        blocks,
+        arena_clusters,
         arena.members.shape[1],
-        req_to_token.stride(0),
         SINKS=sinks,
         GROUP=query_heads // heads,
         ROWS=max(16, triton.next_power_of_2(query_heads // heads)),
         D=max(16, triton.next_power_of_2(dim)),
         CLUSTERS=BLOCK,
-        TOKENS=_TOKENS,
-        SCORERS=min(scorers, triton.cdiv(most, BLOCK)),
-        SPLITS=partials.splits,
-        READERS=partials.readers,
+        SCORERS=scorers,
         FIT=estimator_id("fit"),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_stages=_STAGES,
+        num_warps=_WARPS,
         **overlap(q.device),
     )
 
@@ -255,13 +229,7 @@ def _score(
     arena_sizes,
     arena_starts,
     members,
-    k_pool,
-    v_pool,
-    req_to_token,
-    slots,
-    seq_lens,
     clusters,
-    clustered,
     estimator,
     rows,
     bases,
@@ -273,11 +241,6 @@ def _score(
     variances,
     sizes,
     firsts,
-    partial,
-    partial_lse,
-    lengths,
-    selected,
-    arrived,
     scale,
     heads,
     dim,
@@ -285,69 +248,32 @@ def _score(
     blocks,
     arena_clusters,
     arena_members,
-    context,
     SINKS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     CLUSTERS: tl.constexpr,
-    TOKENS: tl.constexpr,
     SCORERS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    READERS: tl.constexpr,
     FIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next(OVERLAP)
     pair = tl.program_id(0)
-    part = tl.program_id(1)
+    block = tl.program_id(1)
     request = pair // heads
     head = (pair % heads).to(tl.int64)
     count = tl.load(clusters + request)
-    member = tl.arange(0, ROWS)
-    if part < READERS:
-        length = tl.load(clustered + request)
-        fixed = tl.minimum(length, SINKS)
-        always = fixed + tl.load(seq_lens + request) - length
-        slot_row = req_to_token + tl.load(slots + request).to(tl.int64) * context
-        wait_for_previous(OVERLAP)
-        if part == 0:
-            tl.store(lengths + pair, always)
-            tl.store(arrived + pair, 0)
-            own = tl.zeros((ROWS,), tl.int32) + always
-            tl.store(selected + pair * GROUP + member, own, mask=member < GROUP)
-        query = load_group(q, pair, dim, GROUP, ROWS, D)
-        d = tl.arange(0, D)
-        peak = tl.full((ROWS,), -float("inf"), tl.float32)
-        weight = tl.zeros((ROWS,), tl.float32)
-        total = tl.zeros((ROWS, D), tl.float32)
-        for begin in range(part * TOKENS, always, READERS * TOKENS):
-            token = begin + tl.arange(0, TOKENS)
-            inside = token < always
-            position = tl.where(token < fixed, token, token - fixed + length)
-            slot = tl.load(slot_row + position, mask=inside, other=0).to(tl.int64)
-            at = (slot * heads + head)[:, None] * dim + d[None, :]
-            valid = inside[:, None] & (d < dim)[None, :]
-            key = tl.load(k_pool + at, mask=valid, other=0.0)
-            value = tl.load(v_pool + at, mask=valid, other=0.0)
-            peak, weight, total = fold(query, key, value, inside, scale, peak, weight, total, PRECISION)
-        parts = SPLITS + READERS
-        place = SPLITS + part
-        store_part(partial, partial_lse, pair, place, parts, dim, peak, weight, total, GROUP, ROWS, D)
-    elif (part - READERS) * CLUSTERS >= count:
-        wait_for_previous(OVERLAP)
-    else:
-        block = part - READERS
+    if block * CLUSTERS < count:
         centroid, block_spread, size, first, begin = _load_block(
             block, request, head, centroids, spread, arena_sizes, arena_starts, rows, bases, begins,
             dim, most, arena_clusters, CLUSTERS, D,
         )  # fmt: skip
-        wait_for_previous(OVERLAP)
         query = load_group(q, pair, dim, GROUP, ROWS, D)
         wide = query.to(tl.float32) * scale
         variance = tl.sum(wide * wide, axis=1) / dim
-        if part == READERS:
+        if block == 0:
+            member = tl.arange(0, ROWS)
             tl.store(variances + pair * GROUP + member, variance, mask=member < GROUP)
         by_centroid = tl.load(estimator + request) == FIT
         while block * CLUSTERS < count:
@@ -363,3 +289,4 @@ def _score(
                     block, request, head, centroids, spread, arena_sizes, arena_starts, rows, bases, begins,
                     dim, most, arena_clusters, CLUSTERS, D,
                 )  # fmt: skip
+    wait_for_previous(OVERLAP)  # so that whatever waits for this kernel waits for the one before it, too

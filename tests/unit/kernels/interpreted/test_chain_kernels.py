@@ -85,12 +85,15 @@ def test_the_guarded_estimate_selects_what_its_definition_does(make_scene: Maker
     torch.testing.assert_close(out, expected.out, rtol=1e-2, atol=1e-2)
 
 
-def test_scores_are_those_of_the_ranking(make_scene: Maker, device: str) -> None:
+@pytest.mark.parametrize(("estimator", "by_weight"), [("fit", False), ("guarded", True)])
+def test_keys_are_the_scores_of_the_ranking(
+    make_scene: Maker, device: str, estimator: str, by_weight: bool
+) -> None:
     scene = make_scene([([300], 10)])
-    options = scene.options(threshold=0.5, sinks=20)
+    options = scene.options(threshold=0.5, sinks=20, estimator=estimator_id(estimator))
     runner, _, _ = run(scene, options, device)
     index = scene.index(0, 20)
-    ranking = rank(scene.q[0] * scene.scale, index)
+    ranking = rank(scene.q[0] * scene.scale, index, by_weight=by_weight)
     count = index.sizes.shape[1]
     keys = runner.scores.keys[0, :, :count].cpu()
     torch.testing.assert_close(keys.sort(-1, descending=True).values, ranking.scores, rtol=1e-4, atol=1e-5)

@@ -1,9 +1,11 @@
 """What the decode worker puts around the kernels: runners by batch size, counts by layer."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 
+from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit, estimator_id
 from tactic.workers.sglang.attention import CompiledAttention
 
@@ -23,10 +25,11 @@ class Pool:
         return self.values
 
 
-def test_batches_of_any_order_and_size_read_what_the_definition_reads(make_scene: Maker, device: str) -> None:
+def test_batches_of_any_order_and_size_read_what_a_runner_of_their_own_reads(
+    make_scene: Maker, device: str
+) -> None:
     scene = make_scene([([300], 30), ([200], 2), ([64], 1)], seed=1)
     options = scene.options(threshold=0.6, estimator=estimator_id("centroid"))
-    expected = scene.decode(options)
     there = scene.to(device)
     moved = type(options)(
         options.threshold.to(device),
@@ -46,8 +49,28 @@ def test_batches_of_any_order_and_size_read_what_the_definition_reads(make_scene
         fit=Fit(),
     )
     for batch in (2, 1, 3, 2):
-        attention.begin(there.request_slots[:batch], there.seq_lens[:batch], measure=False)
+        head = dataclasses.replace(
+            there,
+            q=there.q[:batch],
+            request_slots=there.request_slots[:batch],
+            seq_lens=there.seq_lens[:batch],
+        )
+        own = DecodeRunner.create(
+            batch=batch,
+            query_heads=6,
+            kv_heads=2,
+            head_dim=16,
+            context=scene.req_to_token.shape[1],
+            segments=8,
+            cluster_size=32,
+            device=device,
+            processors=6,
+        )
+        own.plan(head.table, moved, head.request_slots, head.seq_lens)
+        pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
+        expected, _ = own.run(head.q, *pools, scale=scene.scale, sinks=moved.sinks)
+        attention.begin(head.request_slots, head.seq_lens, measure=False)
         for layer in range(2):
-            out = attention.layer(layer, there.q[:batch], scene.scale)
-            torch.testing.assert_close(out.cpu(), expected.out[:batch], rtol=1e-4, atol=1e-5)
-        assert torch.equal(attention.read(batch).cpu(), expected.read[:batch].expand(2, -1, -1))
+            assert torch.equal(attention.layer(layer, head.q, scene.scale), expected.out)
+        assert torch.equal(attention.read(batch), expected.read.expand(2, -1, -1))
+        assert (expected.read < scene.seq_lens[:batch, None].to(device)).any(), "the case must be sparse"
