@@ -105,8 +105,7 @@ class Engine:
 
     def drop(self, slots: torch.Tensor) -> None:
         self.holders.subtract(slots.tolist())
-        # Written again at once and in the same order: what is most easily taken for what was there.
-        self.pools.free += [slot for slot in reversed(slots.tolist()) if not self.holders[slot]]
+        self.pools.drop([slot for slot in slots.tolist() if not self.holders[slot]])
 
 
 @pytest.mark.parametrize("seed", range(3))
