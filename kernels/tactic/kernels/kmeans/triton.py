@@ -14,13 +14,16 @@ from torch import Tensor
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import clusters_in
 
+_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 3}
-_UPDATE = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
+_SUM = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
 _WIDE = {"TOKENS": 64, "CLUSTERS": 64, "num_warps": 4, "num_stages": 2}  # fp32: tiles twice the size
 _REFILL = {"TOKENS": 64, "num_warps": 8}
 _MEASURE = {"TOKENS": 32, "num_warps": 2}
 _SORTED = 128  # positions that one program puts in order
 _CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
+_CHUNK = 1024  # positions that are summed up without a break
+_UNSPLIT = 128  # programs from which on one walks over all chunks
 _PROGRAMS = 256  # of the assignment, where there are tokens enough: two on each multiprocessor
 
 
@@ -55,15 +58,29 @@ def kmeans_pool_triton(
     shape = (heads, n, count, dim, k_pool.stride(0), k_pool.stride(1))
     block_d = max(16, triton.next_power_of_2(dim))
     bounds = {"N": triton.next_power_of_2(n), "K": triton.next_power_of_2(count), "D": block_d}
-    dot = {"PRECISION": "ieee" if init.dtype == torch.float32 else "tf32", "D": block_d}
-    assign, update = _tiles(_ASSIGN, count, block_d, init.dtype), _tiles(_UPDATE, count, block_d, init.dtype)
+    assign, update = (_tiles(options, count, block_d, init.dtype) for options in (_ASSIGN, _SUM))
     parts = min(triton.cdiv(n, assign["TOKENS"]), triton.next_power_of_2(triton.cdiv(_PROGRAMS, problems)))
-    blocks = triton.cdiv(count, update["CLUSTERS"])
+    blocks, chunks = triton.cdiv(count, update["CLUSTERS"]), triton.cdiv(n, _CHUNK)
+    # All or nothing: either way chunks are added in order, so that the other problems do not change the sums.
+    split = chunks if problems * blocks < _UNSPLIT else 1
+    sums = torch.empty(problems, split, count, dim, dtype=torch.float32, device=device)
 
     for _ in range(max_iters):
-        _assign[(problems, parts)](k_pool, slot_ids, centroids, labels, scores, *shape, **dot, **assign)
+        _assign[(problems, parts)](k_pool, slot_ids, centroids, labels, scores, *shape, D=block_d, **assign)
         _refill[(problems,)](k_pool, slot_ids, labels, scores, sizes, *shape, **bounds, **_REFILL)
-        _update[(problems, blocks)](k_pool, slot_ids, labels, sizes, centroids, *shape, **dot, **update)
+        _sum[(problems, blocks, split)](
+            k_pool,
+            slot_ids,
+            labels,
+            sums,
+            *shape,
+            DTYPE=_DTYPES[init.dtype],
+            CHUNK=_CHUNK,
+            CHUNKS=chunks // split,
+            D=block_d,
+            **update,
+        )
+        _mean[(problems, count)](sums, sizes, centroids, count, dim, split, D=block_d, num_warps=1)
 
     starts, members = _sort(labels, count)
     spread = torch.empty(problems, count, dtype=torch.float32, device=device)
@@ -132,7 +149,6 @@ def _assign(
     dim,
     slot_stride,
     head_stride,
-    PRECISION: tl.constexpr,
     TOKENS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
@@ -157,7 +173,7 @@ def _assign(
             keys = _load_keys(
                 pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
             ).to(centroid.dtype)
-            score = tl.dot(keys, tl.trans(centroid), acc=offset, input_precision=PRECISION)
+            score = tl.dot(keys, tl.trans(centroid), acc=offset, input_precision="ieee")
             best = tl.max(score, axis=1)
             label = tl.min(tl.where(score == best[:, None], cluster[None, :], count), axis=1)
             at = problem.to(tl.int64) * n + tokens
@@ -222,42 +238,59 @@ def _refill(
 
 
 @triton.jit
-def _update(
+def _sum(
     pool,
     slot_ids,
     labels,
-    sizes,
-    centroids,
+    sums,
     heads,
     n,
     count,
     dim,
     slot_stride,
     head_stride,
-    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    DTYPE: tl.constexpr,
     TOKENS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Mean of the members of a block of clusters."""
-    problem = tl.program_id(0)
+    """Sums of the members of a block of clusters, over `CHUNKS` chunks of positions one after the other."""
+    problem = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(2)
     cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
     total = tl.zeros((CLUSTERS, D), tl.float32)
-    for first in range(0, n, TOKENS):
-        tokens = first + tl.arange(0, TOKENS)
-        inside = tokens < n
-        keys = _load_keys(
-            pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
-        ).to(centroids.dtype.element_ty)
-        label = tl.load(labels + problem.to(tl.int64) * n + tokens, mask=inside, other=-1)
-        member = (cluster[:, None] == label[None, :]).to(keys.dtype)
-        total = tl.dot(member, keys, acc=total, input_precision=PRECISION)
-    at = problem.to(tl.int64) * count + cluster
-    size = tl.load(sizes + at, mask=cluster < count, other=1)
+    for chunk in range(part * CHUNKS, part * CHUNKS + CHUNKS):
+        partial = tl.zeros((CLUSTERS, D), tl.float32)
+        for first in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, n), TOKENS):
+            tokens = first + tl.arange(0, TOKENS)
+            inside = tokens < n
+            keys = _load_keys(
+                pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
+            ).to(DTYPE)
+            label = tl.load(labels + problem * n + tokens, mask=inside, other=-1)
+            member = (cluster[:, None] == label[None, :]).to(DTYPE)
+            partial = tl.dot(member, keys, acc=partial, input_precision="ieee")
+        total += partial
     d = tl.arange(0, D)
-    mean = total / size.to(tl.float32)[:, None]
-    inside = (cluster < count)[:, None] & (d < dim)[None, :]
-    tl.store(centroids + at[:, None] * dim + d[None, :], mean.to(centroids.dtype.element_ty), mask=inside)
+    rows = sums + ((problem * tl.num_programs(2) + part) * count + cluster) * dim
+    tl.store(rows[:, None] + d[None, :], total, mask=(cluster < count)[:, None] & (d < dim)[None, :])
+
+
+@triton.jit
+def _mean(sums, sizes, centroids, count, dim, split, D: tl.constexpr):
+    """Centroid of one cluster from its sums."""
+    problem = tl.program_id(0).to(tl.int64)
+    cluster = tl.program_id(1)
+    d = tl.arange(0, D)
+    total = tl.zeros((D,), tl.float32)
+    for part in range(0, split):
+        row = sums + ((problem * split + part) * count + cluster) * dim
+        total += tl.load(row + d, mask=d < dim, other=0.0)
+    at = problem * count + cluster
+    mean = total / tl.load(sizes + at).to(tl.float32)
+    tl.store(centroids + at * dim + d, mean.to(centroids.dtype.element_ty), mask=d < dim)
 
 
 @triton.jit

@@ -63,13 +63,15 @@ def test_refills_empty_clusters_like_the_definition(device: str) -> None:
 
 
 def test_the_division_of_the_work_changes_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One program that walks over all tokens, or one for each tile of them."""
+    """One program that walks over all positions, or one for each tile or chunk of them."""
+    monkeypatch.setattr(kernels, "_CHUNK", 256)
     pool = torch.randn(700, 2, 16, generator=torch.Generator().manual_seed(1)).half().to(device)
     slot_ids = torch.arange(700, device=device).flip(0).view(1, 700)
     init = pool[:44].transpose(0, 1)
     results = []
-    for programs in (1, 4, 1000):
+    for programs, unsplit in [(1, 0), (4, 0), (1000, 1000)]:
         monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+        monkeypatch.setattr(kernels, "_UNSPLIT", unsplit)
         results.append(fields(kmeans_pool_triton(pool, slot_ids, 16, max_iters=3, init=init)))
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
