@@ -58,9 +58,9 @@ def kmeans_pool_triton(
     shape = (heads, n, count, dim, k_pool.stride(0), k_pool.stride(1))
     block_d = max(16, triton.next_power_of_2(dim))
     bounds = {"N": triton.next_power_of_2(n), "K": triton.next_power_of_2(count), "D": block_d}
-    assign, update = (_tiles(options, count, block_d, init.dtype) for options in (_ASSIGN, _SUM))
+    assign, add = (_tiles(options, count, block_d, init.dtype) for options in (_ASSIGN, _SUM))
     parts = min(triton.cdiv(n, assign["TOKENS"]), triton.next_power_of_2(triton.cdiv(_PROGRAMS, problems)))
-    blocks, chunks = triton.cdiv(count, update["CLUSTERS"]), triton.cdiv(n, _CHUNK)
+    blocks, chunks = triton.cdiv(count, add["CLUSTERS"]), triton.cdiv(n, _CHUNK)
     # All or nothing: either way chunks are added in order, so that the other problems do not change the sums.
     split = chunks if problems * blocks < _UNSPLIT else 1
     sums = torch.empty(problems, split, count, dim, dtype=torch.float32, device=device)
@@ -74,11 +74,11 @@ def kmeans_pool_triton(
             labels,
             sums,
             *shape,
+            chunks // split,
             DTYPE=_DTYPES[init.dtype],
             CHUNK=_CHUNK,
-            CHUNKS=chunks // split,
             D=block_d,
-            **update,
+            **add,
         )
         _mean[(problems, count)](sums, sizes, centroids, count, dim, split, D=block_d, num_warps=1)
 
@@ -249,19 +249,19 @@ def _sum(
     dim,
     slot_stride,
     head_stride,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    chunks,
     DTYPE: tl.constexpr,
+    CHUNK: tl.constexpr,
     TOKENS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Sums of the members of a block of clusters, over `CHUNKS` chunks of positions one after the other."""
+    """Sums of the members of a block of clusters, over `chunks` chunks of positions one after the other."""
     problem = tl.program_id(0).to(tl.int64)
     part = tl.program_id(2)
     cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
     total = tl.zeros((CLUSTERS, D), tl.float32)
-    for chunk in range(part * CHUNKS, part * CHUNKS + CHUNKS):
+    for chunk in range(part * chunks, part * chunks + chunks):
         partial = tl.zeros((CLUSTERS, D), tl.float32)
         for first in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, n), TOKENS):
             tokens = first + tl.arange(0, TOKENS)
