@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from typing import Any
 
 import psutil
 import pytest
@@ -13,6 +11,7 @@ from turns import (
     EVERYTHING,
     attention,
     chat,
+    clustering_worker,
     complete,
     greedy,
     prompt,
@@ -28,7 +27,6 @@ from tactic.service.client import (
     TacticClient,
     TextDelta,
     TurnStarted,
-    Worker,
     WorkerKind,
     WorkerState,
 )
@@ -40,26 +38,9 @@ CLUSTERING, DECODE = WorkerKind.WORKER_KIND_CLUSTERING, WorkerKind.WORKER_KIND_D
 
 
 @pytest.fixture(scope="module")
-async def client(start_stack: Any) -> AsyncIterator[TacticClient]:
-    """Of a deployment with two decode workers, whose clustering worker may take 5 s for a job."""
-    with start_stack({"workers.decode": 2, "refresh.timeout_s": 5, "engine.max_total_tokens": 32768}) as own:
-        async with TacticClient(own.address) as client:
-            yield client
-
-
-@pytest.fixture(scope="module")
 async def dense(client: TacticClient) -> dict[int, Answer]:
     asked = (complete(client, prompt(n), DENSE, greedy(STEPS)) for n in LENGTHS)
     return dict(zip(LENGTHS, await asyncio.gather(*asked), strict=True))
-
-
-async def clustering_worker(client: TacticClient) -> Worker:
-    """The clustering worker, once it is up."""
-
-    def ready(now: Any) -> bool:
-        return all(w.pid and w.state == WorkerState.WORKER_STATE_READY for w in now.values())
-
-    return next(iter((await until(client, ready, CLUSTERING)).values()))
 
 
 async def refresh_counts(client: TacticClient) -> tuple[int, int]:

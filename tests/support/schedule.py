@@ -84,8 +84,8 @@ class Schedule:
         "answer": 24,
         "lie": 3,
         "repeat": 1,
-        "kill": 1,
-        "hang": 0.5,
+        "kill": 0.7,
+        "hang": 1,
         "slow_down": 0.5,
     }
     """How often each is drawn: as in long generations that are refreshed often."""
@@ -337,12 +337,16 @@ class Schedule:
 
     def hang(self) -> bool:
         """The actor does nothing until its time limit is over."""
-        self._silent, self._hung = self.random.randint(20, 80), True
-        return True
+        return self._fall_silent(hung=True)
 
     def slow_down(self) -> bool:
         """The actor takes long over what it does: tails grow, and the answer may come too late."""
-        self._silent, self._hung = self.random.randint(20, 80), False
+        return self._fall_silent(hung=False)
+
+    def _fall_silent(self, *, hung: bool) -> bool:
+        if self._silent:
+            return False
+        self._silent, self._hung = self.random.randint(10, 50), hung
         return True
 
     def _wake(self) -> None:

@@ -15,6 +15,7 @@ from tactic.service.client import (
     Usage,
     Worker,
     WorkerKind,
+    WorkerState,
 )
 
 DENSE = TacticOptions(mode=AttentionMode.ATTENTION_MODE_DENSE)
@@ -92,3 +93,12 @@ async def until(
         while not condition(now := await workers(client, kind)):
             await asyncio.sleep(0.1)
     return now
+
+
+async def clustering_worker(client: TacticClient) -> Worker:
+    """The clustering worker, once it is up."""
+
+    def ready(now: Mapping[str, Worker]) -> bool:
+        return all(w.pid and w.state == WorkerState.WORKER_STATE_READY for w in now.values())
+
+    return next(iter((await until(client, ready, WorkerKind.WORKER_KIND_CLUSTERING)).values()))

@@ -1,0 +1,14 @@
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tactic.service.client import TacticClient
+
+
+@pytest.fixture(scope="session")
+async def client(start_stack: Any) -> AsyncIterator[TacticClient]:
+    """Of a deployment with two decode workers, whose clustering worker may take 5 s for a job."""
+    with start_stack({"workers.decode": 2, "refresh.timeout_s": 5, "engine.max_total_tokens": 32768}) as own:
+        async with TacticClient(own.address) as client:
+            yield client
