@@ -21,6 +21,7 @@ STACK_FLAGS: dict[str, Any] = {
     "engine.context_length": 32768,
     "engine.threads": 1,
     "index.segment_size": 2048,
+    "index.min_clustered": 1024,
     "index.check_integrity": True,
     "refresh.interval": 32,
 }
