@@ -8,7 +8,16 @@ from tactic.service.client import TacticClient
 
 @pytest.fixture(scope="session")
 async def client(start_stack: Any) -> AsyncIterator[TacticClient]:
-    """Of a deployment with two decode workers, whose clustering worker may take 5 s for a job."""
-    with start_stack({"workers.decode": 2, "refresh.timeout_s": 5, "engine.max_total_tokens": 32768}) as own:
+    """Of a deployment with two decode workers, whose clustering worker may take 5 s for a job.
+
+    A worker's index holds 16 units of 512 positions, a quarter of its KV cache.
+    """
+    flags = {
+        "workers.decode": 2,
+        "refresh.timeout_s": 5,
+        "engine.max_total_tokens": 32768,
+        "index.memory_share": 0.005,
+    }
+    with start_stack(flags) as own:
         async with TacticClient(own.address) as client:
             yield client

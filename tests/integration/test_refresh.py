@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from turns import EVERYTHING, attention, complete, greedy, prompt, until
 
-from tactic.service.client import Answer, WorkerKind
+from tactic.service.client import Answer, TacticOptions, WorkerKind
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -42,3 +42,14 @@ async def test_a_refresh_indexes_what_was_generated(stack: Any) -> None:
     total = (await until(stack.client, bool))["decode-0"].stats
     assert total.refreshes_published >= stats.refreshes
     assert total.refreshes_requested >= total.refreshes_published
+
+
+async def test_drift_is_measured_around_a_sample_of_refreshes(stack: Any) -> None:
+    options = TacticOptions(threshold=0.9)
+    answer = await complete(stack.client, prompt(3000, seed=9), options, greedy(STEPS * 2))
+    assert attention(answer).refreshes >= SWAPS
+    assert not attention(answer).HasField("attention_share_mean")
+    total = (await until(stack.client, lambda now: now["decode-0"].stats.drift_samples))["decode-0"].stats
+    assert total.drift_samples <= total.refreshes_published
+    for share in (total.attention_share_before_refresh, total.attention_share_after_refresh):
+        assert 0.5 < share <= 1

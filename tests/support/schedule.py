@@ -92,10 +92,11 @@ class Schedule:
     TURNOVER: ClassVar[Mapping[str, float]] = MOVES | {
         "join": 30,
         "prefill": 30,
-        "decode": 12,
+        "decode": 16,
         "finish": 10,
         "evict": 9,
         "move_slots": 2,
+        "lie": 12,
     }
     """Short turns: slots and segments change hands all the time."""
     INTERVAL = 6

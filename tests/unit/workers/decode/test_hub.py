@@ -5,7 +5,7 @@ import pytest
 
 from tactic.workers.decode.hub import KEPT_REPORTS, SchedulerHub
 from tactic.workers.refresh.link import SchedulerLink
-from tactic.workers.refresh.messages import Gauges, Hello, RefreshJob, RefreshReply, RequestReport
+from tactic.workers.refresh.messages import Drift, Gauges, Hello, RefreshJob, RefreshReply, RequestReport
 
 
 async def no_job(job: RefreshJob, frames: list[bytes]) -> None:
@@ -61,7 +61,7 @@ async def test_a_report_is_complete_when_every_rank_told_of_every_stay(line: Lin
 async def test_the_latest_gauges_of_each_rank_are_kept(line: Line) -> None:
     hub, links = line
     for used in (1, 2, 3):
-        links[1].send(Gauges(1, used, 0, 0, 0, 0, 0, 0, {}))
+        links[1].send(Gauges(1, used, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, Drift()))
     links[1].send(hello(1))
     links[0].send(hello(0))
     await hub.wait_hello(10)

@@ -1,7 +1,9 @@
 import pytest
 
 from tactic.workers.decode.reports import attention_stats, worker_stats
-from tactic.workers.refresh.messages import Gauges, RequestReport
+from tactic.workers.refresh.messages import Drift, Gauges, RequestReport
+
+NO_DRIFT = Drift()
 
 
 def report(
@@ -25,8 +27,8 @@ def report(
     return RequestReport(**(fields | other))
 
 
-def gauges(rank: int, **dropped: int) -> Gauges:
-    return Gauges(rank, 100, 2000, 3, 400, 50, 6, 5, dropped)
+def gauges(rank: int, drift: Drift = NO_DRIFT, **dropped: int) -> Gauges:
+    return Gauges(rank, 100, 2000, 3, 11, 12, 13, 400, 50, 6, 5, dropped, drift)
 
 
 def test_no_report_is_no_claim() -> None:
@@ -71,3 +73,13 @@ def test_worker_adds_bytes_and_drops_of_ranks_and_counts_the_rest_once() -> None
     assert (stats.index_bytes_used, stats.segments, stats.refreshes_published) == (4000, 3, 5)
     assert dict(stats.refreshes_dropped_by_reason) == {"timeout": 1, "busy": 3}
     assert stats.refreshes_dropped == 4
+    assert (stats.segments_evicted, stats.segments_stale, stats.index_allocation_failures) == (11, 12, 13)
+    assert not stats.HasField("attention_share_before_refresh")
+
+
+def test_drift_is_the_mean_over_the_samples_of_all_ranks() -> None:
+    ranks = [gauges(0, Drift(2, 1.6, 1.8)), gauges(1, Drift(2, 1.2, 1.9))]
+    stats = worker_stats(ranks, index_bytes=1, kv_tokens=1)
+    assert stats.drift_samples == 2
+    assert stats.attention_share_before_refresh == pytest.approx(0.7)
+    assert stats.attention_share_after_refresh == pytest.approx(0.925)

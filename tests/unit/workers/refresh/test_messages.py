@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tactic.workers.refresh import messages
-from tactic.workers.refresh.messages import Gauges, Hello, Piece, RefreshJob, RefreshReply, TensorSpec
+from tactic.workers.refresh.messages import Drift, Gauges, Hello, Piece, RefreshJob, RefreshReply, TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_as_many_frames_as_tensors() -> None:
         RefreshJob(
             7, 0, (Piece(0, 64), Piece(64, 40, warm=True)), 16, 7, 120, (TensorSpec("bfloat16", (2,)),)
         ),
-        Gauges(0, 1, 2, 3, 4, 5, 6, 7, {"slots_moved": 2}),
+        Gauges(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, {"slots_moved": 2}, Drift(1, 0.5, 0.75)),
     ],
     ids=lambda message: type(message).__name__,
 )

@@ -41,20 +41,29 @@ def worker_stats(gauges: Collection[Gauges], index_bytes: int, kv_tokens: int) -
     one = next(iter(gauges), None)
     if one is None:
         return WorkerStats(index_bytes_total=index_bytes, kv_tokens_total=kv_tokens)
+    samples = sum(g.drift.samples for g in gauges)
     dropped = sum((Counter(g.refreshes_dropped) for g in gauges), Counter[str]())
-    return WorkerStats(
+    stats = WorkerStats(
         kv_tokens_used=one.kv_tokens_used,
         kv_tokens_total=kv_tokens,
         index_bytes_used=sum(g.index_bytes_used for g in gauges),
         index_bytes_total=index_bytes,
         segments=one.segments,
+        segments_evicted=one.segments_evicted,
+        segments_stale=one.segments_stale,
+        index_allocation_failures=one.allocation_failures,
         tokens_clustered=one.tokens_clustered,
         tokens_index_reused=one.tokens_index_reused,
         refreshes_requested=one.refreshes_requested,
         refreshes_published=one.refreshes_published,
         refreshes_dropped=dropped.total(),
         refreshes_dropped_by_reason=dict(dropped),
+        drift_samples=one.drift.samples,
     )
+    if samples:
+        stats.attention_share_before_refresh = sum(g.drift.before for g in gauges) / samples
+        stats.attention_share_after_refresh = sum(g.drift.after for g in gauges) / samples
+    return stats
 
 
 def _mean(values: Sequence[float], reports: Sequence[RequestReport]) -> float:

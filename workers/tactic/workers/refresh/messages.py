@@ -79,6 +79,14 @@ class RequestReport(msgspec.Struct, tag=True, frozen=True):
     tokens_clustered: int
 
 
+class Drift(msgspec.Struct, frozen=True):
+    """Attention share that a sample of refreshes found and left, each a sum over the samples."""
+
+    samples: int = 0
+    before: float = 0.0
+    after: float = 0.0
+
+
 class Gauges(msgspec.Struct, tag=True, frozen=True):
     """State of a rank's index; see `tactic.v1.WorkerStats`."""
 
@@ -86,11 +94,15 @@ class Gauges(msgspec.Struct, tag=True, frozen=True):
     kv_tokens_used: int
     index_bytes_used: int
     segments: int
+    segments_evicted: int
+    segments_stale: int
+    allocation_failures: int
     tokens_clustered: int
     tokens_index_reused: int
     refreshes_requested: int
     refreshes_published: int
     refreshes_dropped: dict[str, int]
+    drift: Drift
 
 
 ToWorker = Hello | RefreshJob | RequestReport | Gauges

@@ -80,8 +80,8 @@ class Refresher:
         self._clocks: dict[int, _Clock] = {}
         self._jobs: dict[int, _Job] = {}
 
-    def step(self, slot: int, row: Row, written: int) -> None:
-        """Counts a decode step of a row with `written` keys, and asks when it is time."""
+    def step(self, slot: int, row: Row, written: int) -> bool:
+        """Counts a decode step of a row with `written` keys; when it is time, asks and returns True."""
         clock = self._clocks.get(slot)
         if clock is None or clock.generation != row.generation:
             clock = self._clocks[slot] = _Clock(row.generation, self._config.interval)
@@ -89,6 +89,8 @@ class Refresher:
         if clock.due <= 0 and clock.job_id is None:
             clock.job_id = self._ask(slot, row, written)
             clock.due = self._config.interval
+            return clock.job_id is not None
+        return False
 
     def poll(self) -> list[tuple[int, str]]:
         """Publishes the answers that have come; to be called between two steps.

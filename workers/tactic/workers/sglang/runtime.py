@@ -18,6 +18,7 @@ from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.memory import IndexShape, make_table
 from tactic.workers.index.segment import Segment
 from tactic.workers.index.store import IndexStore
+from tactic.workers.refresh.drift import DriftMonitor
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import Gauges, Hello
 from tactic.workers.refresh.refresher import Refresher
@@ -96,6 +97,9 @@ class TacticRuntime:
         )
         self._read = torch.zeros(rows, self.pool.layer_num, device=device)
         self._measured: dict[int, bool] = {}
+        self._selective: dict[int, bool] = {}
+        self._drift = DriftMonitor()
+        self._failures_logged = 0
         self._monitors: dict[int, RequestMonitor] = {}
         self._step = _Step()
         self._gauges_sent = 0.0
@@ -153,6 +157,7 @@ class TacticRuntime:
         if monitor is not None and self.link is not None:
             self.link.send(monitor.report(self.rank, self._read[slot].cpu()))
             self._send_gauges(force=True)
+        self._drift.forget(slot)
         self.store.release(slot)
 
     # Layers ----------------------------------------------------------------------------------------------
@@ -198,6 +203,8 @@ class TacticRuntime:
             for i, slot in enumerate(step.slots):
                 if self._measured[slot] and slot in self._monitors:
                     self._monitors[slot].shares.append(shares[:, i].flatten())
+                if self._drift.wants(slot):
+                    self._drift.measured(slot, float(shares[:, i].mean()))
 
     # Requests --------------------------------------------------------------------------------------------
 
@@ -235,9 +242,11 @@ class TacticRuntime:
         self._step.slots.append(slot)
         self._step.lengths.append(length)
         self._step.all_dense &= dense
-        self._step.measure |= not dense and self._measured.get(slot, False)
         if self.refresher is not None and not asked:
-            self.refresher.step(slot, row, length - 1)
+            refreshing = self.refresher.step(slot, row, length - 1)
+            if refreshing and self._selective[slot] and not dense:
+                self._drift.asked(slot)
+        self._step.measure |= not dense and (self._measured[slot] or self._drift.wants(slot))
 
     def _set_options(self, slot: int, req: Any) -> None:
         options = self._request_options(req)
@@ -246,6 +255,7 @@ class TacticRuntime:
         self.options.estimator[slot] = estimator_id(options.get("estimator", index.estimator))
         self.options.dense[slot] = self._wants_dense(req)
         self._measured[slot] = bool(options.get("measure"))
+        self._selective[slot] = options.get("threshold", index.threshold) < 1
 
     def _wants_dense(self, req: Any) -> bool:
         return self._request_options(req).get("mode") == "dense"
@@ -278,6 +288,7 @@ class TacticRuntime:
         for slot, reason in self.refresher.poll():
             if reason:
                 logger.info("refresh of request slot %d dropped: %s", slot, reason)
+            self._drift.ended(slot, published=not reason)
             monitor = self._monitors.get(slot)
             if monitor is not None:
                 monitor.refreshes += not reason
@@ -289,16 +300,27 @@ class TacticRuntime:
             return
         self._gauges_sent = now
         counters, refresher = self.store.counters, self.refresher
+        if counters.allocation_failures > self._failures_logged:
+            self._failures_logged = counters.allocation_failures
+            logger.warning(
+                "the index's memory is full: %d segments so far found no room, and their positions are read "
+                "exactly; raise index.memory_share or serve fewer requests at once",
+                counters.allocation_failures,
+            )
         self.link.send(
             Gauges(
                 rank=self.rank,
                 kv_tokens_used=self._kv_tokens - self._allocator.available_size(),
                 index_bytes_used=self.store.units_used * self.unit_bytes,
                 segments=len(self.store.segments),
+                segments_evicted=counters.segments_evicted,
+                segments_stale=counters.segments_stale,
+                allocation_failures=counters.allocation_failures,
                 tokens_clustered=counters.tokens_clustered,
                 tokens_index_reused=counters.tokens_reused,
                 refreshes_requested=refresher.requested if refresher else 0,
                 refreshes_published=refresher.published if refresher else 0,
                 refreshes_dropped=dict(refresher.dropped) if refresher else {},
+                drift=self._drift.sums,
             )
         )
