@@ -1,8 +1,8 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-"""Programmatic dependent launch: a kernel starts while the one before it ends, and waits where it needs its results.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""Programmatic dependent launch: a kernel starts while the one before it ends, and waits for its results.
 
-Every program of such a kernel waits, also one that has nothing to do: else the kernel could end before the one before
-it, and the next would not wait for that one.
+Every program of such a kernel waits, also one that has nothing to do: else the kernel could end before the
+one before it, and the next would not wait for that one.
 """
 
 import torch

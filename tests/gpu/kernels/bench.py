@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).parent))
 from read_rows import read_rows
 from timing import graph_us
 from workload import Layer, Workload, build, logits_of
@@ -26,7 +27,7 @@ from tactic.kernels.estimators.triton import sample
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.ranking.triton import score
 from tactic.kernels.selection.fit_triton import find_fit_cuts
-from tactic.kernels.selection.triton import narrow
+from tactic.kernels.selection.triton import find_cuts
 from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
 from tactic.kernels.sparse_decode.triton import attend
@@ -49,7 +50,7 @@ class Row:
     chain_us: float = 0.0
     speedup: float = 0.0
     stages_us: dict[str, float] = field(default_factory=dict)
-    flashinfer_us: dict[str, float] = field(default_factory=dict)
+    flashinfer_us: float = 0.0
     read_per_kv_head: float = 0.0
     selected_per_query_head: float = 0.0
     oracle_per_query_head: float = 0.0
@@ -141,7 +142,7 @@ def measure(name: str, work: Workload, estimator: str, threshold: float) -> Row:
     moved = row.read_per_kv_head * heads * batch * dim * 4
     index_bytes = batch * heads * context // first.arena.cluster_size * (dim * 2 + 12)
     row.floor_us = (moved + index_bytes) / 3.0e6  # 3.0 TB/s, an H100's copy bandwidth
-    row.flashinfer_us = flashinfer_times(runner, work, options)
+    row.flashinfer_us = flashinfer_time(runner, work, options)
     return row
 
 
@@ -190,8 +191,8 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
             scorers=runner.scorers,
         )
 
-    def narrow_layer(_: Layer) -> None:
-        narrow(runner.search, runner.scores, runner.partials, runner.step, sinks=options.sinks)
+    def cut_layer(_: Layer) -> None:
+        find_cuts(runner.cuts, runner.scores, runner.partials, runner.step, sinks=options.sinks)
 
     def sample_layer(layer: Layer) -> None:
         assert runner.samples is not None
@@ -211,7 +212,7 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
 
     def fit_cut_layer(_: Layer) -> None:
         assert runner.samples is not None
-        find_fit_cuts(runner.fit_cuts, runner.samples, runner.scores, runner.partials, runner.step)
+        find_fit_cuts(runner.cuts, runner.samples, runner.scores, runner.partials, runner.step)
 
     def attend_layer(layer: Layer) -> None:
         runner.reads.arrived.zero_()
@@ -220,8 +221,7 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
             runner.partials,
             runner.reads,
             runner.scratch,
-            runner.search,
-            runner.fit_cuts,
+            runner.cuts,
             runner.scores,
             runner.step,
             layer.arena,
@@ -238,7 +238,7 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
     stages = {
         "sinks and tail": always_layer,
         "with score": score_layer,
-        "narrow": narrow_layer,
+        "cut": cut_layer,
         "attend (and two fills)": attend_layer,
     }
     if runner.fit is not None:
@@ -248,8 +248,8 @@ def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) ->
     }
 
 
-def flashinfer_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
-    """FlashInfer's attention alone over the same rows: planned for their exact number, and for bounds above it."""
+def flashinfer_time(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> float:
+    """FlashInfer's attention alone over the same rows, planned for their exact number."""
     layer = work.layers[0]
     query_heads, dim = layer.q.shape[1:]
     heads = layer.k_pool.shape[1]
@@ -257,27 +257,21 @@ def flashinfer_times(runner: DecodeRunner, work: Workload, options: DecodeOption
     lists = read_rows(runner, work.req_to_token, work.request_slots, work.seq_lens, options.sinks)
     longest = max(map(len, lists))
     bounds = torch.tensor([0, *map(len, lists)], device="cuda").cumsum(0).to(torch.int32)
-    times = {}
-    for label, bound in [("exact", longest)]:
-        bound = min(bound, work.req_to_token.shape[1])
-        indices = torch.zeros(len(lists) * bound, dtype=torch.int32, device="cuda")
-        indptr = bounds.clone()
-        attend_lists = FlashInferDecode(
-            group=query_heads // heads,
-            head_dim=dim,
-            bound=bound,
-            split=None,
-            dtype=torch.bfloat16,
-            scale=work.scale,
-            indices=indices,
-            indptr=indptr,
-        )
-        indices[: int(bounds[-1])] = torch.cat(lists)
-        indptr.copy_(bounds)
-        times[label] = graph_us(
-            [partial(attend_lists.run, one.q, one.k_pool, one.v_pool) for one in work.layers]
-        )
-    return times
+    indices = torch.zeros(len(lists) * longest, dtype=torch.int32, device="cuda")
+    indptr = bounds.clone()
+    attend_lists = FlashInferDecode(
+        group=query_heads // heads,
+        head_dim=dim,
+        bound=longest,
+        split=None,
+        dtype=torch.bfloat16,
+        scale=work.scale,
+        indices=indices,
+        indptr=indptr,
+    )
+    indices[: int(bounds[-1])] = torch.cat(lists)
+    indptr.copy_(bounds)
+    return graph_us([partial(attend_lists.run, one.q, one.k_pool, one.v_pool) for one in work.layers])
 
 
 def reach(
@@ -335,8 +329,8 @@ def main() -> None:
             f"  error {row.output_error:.4f}  index {row.index_build_ms:.1f} ms",
             flush=True,
         )
-        for title, times in (("stages", row.stages_us), ("flashinfer", row.flashinfer_us)):
-            print(f"    {title}: " + ", ".join(f"{k} {v:.1f}" for k, v in times.items()), flush=True)
+        stages = ", ".join(f"{name} {time:.1f}" for name, time in row.stages_us.items())
+        print(f"    {stages}; FlashInfer's attention over the same rows {row.flashinfer_us:.1f}", flush=True)
         properties = torch.cuda.get_device_properties(0)
         arguments.out.write_text(
             json.dumps({"device": properties.name, "threshold": arguments.threshold, "rows": rows}, indent=1)

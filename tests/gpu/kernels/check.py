@@ -117,10 +117,10 @@ def check_chain(
     runner = runners[key]
     for buffer in (
         runner.scores.keys,
-        runner.scores.peaks,
+        runner.scores.spreads,
         runner.partials.out,
         runner.partials.lse,
-        runner.search.above,
+        runner.cuts,
     ):
         buffer.fill_(torch.nan)
     moved = type(options)(

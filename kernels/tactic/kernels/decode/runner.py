@@ -17,7 +17,7 @@ from tactic.kernels.index.triton import plan_step
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.ranking.triton import Scores, score
 from tactic.kernels.selection.fit_triton import find_fit_cuts
-from tactic.kernels.selection.triton import Search, narrow
+from tactic.kernels.selection.triton import find_cuts
 from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.triton import STRIDE, attend
@@ -36,14 +36,14 @@ _LEAST_SPLITS = 8  # so that one long request in a large batch is shared out, to
 class DecodeRunner:
     """Buffers for one batch size, shared by all layers. Call `plan` once a step, then `run` for each layer.
 
-    Estimators are `guarded`, `centroid` and, unless left out, `fit`; a request with another one reads everything.
+    Serves `guarded`, `centroid` and, unless left out, `fit`; requests with another estimator read everything.
 
     Attributes:
         cluster_size: of the arenas.
         processors: multiprocessors of the device.
         fit: settings of that estimator; None saves the launches of its kernels.
         samples: what `fit` measures; None without it.
-        fit_cuts: `[B, Hq]` fp32; score from which on each query head of `fit` selects.
+        cuts: `[B, Hq]` fp32; score from which on each query head selects.
         scratch: `[3, …]` int32; of `attend`.
     """
 
@@ -53,8 +53,7 @@ class DecodeRunner:
     step: StepPlan
     scores: Scores
     samples: Samples | None
-    search: Search
-    fit_cuts: Tensor
+    cuts: Tensor
     reads: Reads
     scratch: Tensor
     partials: Partials
@@ -103,8 +102,7 @@ class DecodeRunner:
             step=step,
             scores=Scores.create(kv_heads=kv_heads, clusters=clusters, **heads),
             samples=None if fit is None else Samples.create(clusters=clusters, **heads),
-            search=Search.create(clusters=clusters, **heads),
-            fit_cuts=torch.zeros(batch, query_heads, dtype=torch.float32, device=device),
+            cuts=torch.zeros(batch, query_heads, dtype=torch.float32, device=device),
             reads=Reads.create(kv_heads=kv_heads, context=context, **heads),
             scratch=torch.zeros(
                 3, kv_heads * (batch * clusters + parts * STRIDE), dtype=torch.int32, device=device
@@ -134,8 +132,7 @@ class DecodeRunner:
             scores=_head(self.scores, batch),
             samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
-            search=self.search.shrink(batch),
-            fit_cuts=self.fit_cuts[:batch],
+            cuts=self.cuts[:batch],
             partials=replace(self.partials, splits=splits, readers=splits),
         )
 
@@ -177,7 +174,7 @@ class DecodeRunner:
             self.partials, self.reads, self.step, q, k_pool, v_pool, req_to_token, scale=scale, sinks=sinks
         )
         score(self.scores, self.step, arena, q, scale=scale, sinks=sinks, scorers=self.scorers)
-        narrow(self.search, self.scores, self.partials, self.step, sinks=sinks)
+        find_cuts(self.cuts, self.scores, self.partials, self.step, sinks=sinks)
         if self.fit is not None and self.samples is not None:
             sample(
                 self.samples,
@@ -192,13 +189,12 @@ class DecodeRunner:
                 sinks=sinks,
                 samplers=self.partials.splits,
             )
-            find_fit_cuts(self.fit_cuts, self.samples, self.scores, self.partials, self.step)
+            find_fit_cuts(self.cuts, self.samples, self.scores, self.partials, self.step)
         attend(
             self.partials,
             self.reads,
             self.scratch,
-            self.search,
-            self.fit_cuts,
+            self.cuts,
             self.scores,
             self.step,
             arena,

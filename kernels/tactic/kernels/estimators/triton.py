@@ -30,7 +30,7 @@ class Samples:
     """What `fit` measured; undefined for other requests.
 
     Attributes:
-        marks: `[B, Hq, 5]` fp32; scores of the clusters at the last exact rank and at the ends of either window.
+        marks: `[B, Hq, 5]` fp32; scores at the last exact rank and at the ends of either window.
         log_mass: `[B, Hq, K_max]` fp32; log of the true weight of the clusters between the marks.
     """
 

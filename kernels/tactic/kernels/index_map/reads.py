@@ -1,4 +1,4 @@
-"""What each KV head reads of a batch, as the kernels leave it; the union itself is taken where it is attended."""
+"""What each KV head reads of a batch, as the kernels leave it; the union is taken where it is attended."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class Reads:
     """Counts and lists of what is read.
 
-    A list holds the pool rows of what was selected, sinks and tail left out; its order differs from run to run.
+    A list holds the pool rows of what was selected, without sinks and tail, in an order that may change.
 
     Attributes:
         lengths: `[B, H]` int32; positions read.

@@ -23,18 +23,14 @@ class Scores:
     """What a layer knows of its clusters; entries beyond a request's clusters are undefined.
 
     Attributes:
-        keys: `[B, Hq, K_max]` fp32; what clusters are ordered by, see `Ranking`.
-        peaks: `[B, Hq, K_max / 64]` fp32; highest key of each 64 clusters.
-        masses: `[B, Hq, K_max / 64]` fp32; their estimated weight, relative to that key.
-        spreads: `[B, H, K_max / 64]` fp32; sum of their members' squared distances to the centroids.
-        variances: `[B, Hq]` fp32; variance of the logits of keys whose squared distance to their centroid is 1.
+        keys: `[B, Hq, K_max]` fp32; what clusters are ordered by, see `Ranking.scores`.
+        spreads: `[B, H, K_max / 64]` fp32; squared distances to centroids, summed over 64 clusters' members.
+        variances: `[B, Hq]` fp32; variance of the logits for a mean squared distance of 1.
         sizes: `[B, H, K_max]` int32; members, sinks left out.
         firsts: `[B, H, K_max]` int32; first of them, in its head's row of the arena's members.
     """
 
     keys: Tensor
-    peaks: Tensor
-    masses: Tensor
     spreads: Tensor
     variances: Tensor
     sizes: Tensor
@@ -55,8 +51,6 @@ class Scores:
 
         return cls(
             keys=fp32(query_heads, clusters),
-            peaks=fp32(query_heads, blocks),
-            masses=fp32(query_heads, blocks),
             spreads=fp32(kv_heads, blocks),
             variances=fp32(query_heads),
             sizes=int32(kv_heads, clusters),
@@ -87,7 +81,7 @@ def score(
     """
     batch, query_heads, dim = q.shape
     heads, arena_clusters = arena.spread.shape
-    most, blocks = scores.keys.shape[2], scores.peaks.shape[2]
+    most, blocks = scores.keys.shape[2], scores.spreads.shape[2]
     scorers = min(scorers, blocks)
     _score[(batch * heads, scorers)](
         q,
@@ -102,8 +96,6 @@ def score(
         plan.bases,
         plan.begins,
         scores.keys,
-        scores.peaks,
-        scores.masses,
         scores.spreads,
         scores.variances,
         scores.sizes,
@@ -175,8 +167,6 @@ def _score_block(
     begin,
     members,
     keys,
-    peaks,
-    masses,
     spreads,
     sizes,
     firsts,
@@ -214,10 +204,6 @@ def _score_block(
     mine = member < GROUP
     tl.store(keys + row[:, None] * most + cluster[None, :], key, mask=mine[:, None] & inside[None, :])
 
-    peak = tl.max(key, axis=1)
-    weight = tl.where(filled[None, :], tl.exp(key - peak[:, None]) * size[None, :], 0.0)
-    tl.store(peaks + row * blocks + block, peak, mask=mine)
-    tl.store(masses + row * blocks + block, tl.sum(weight, axis=1), mask=mine)
     tl.store(spreads + pair * blocks + block, tl.sum(tl.where(filled, size * spread, 0.0)))
 
 
@@ -235,8 +221,6 @@ def _score(
     bases,
     begins,
     keys,
-    peaks,
-    masses,
     spreads,
     variances,
     sizes,
@@ -280,7 +264,7 @@ def _score(
             _score_block(
                 block, count, pair, head, query, variance, by_centroid, scale,
                 centroid, block_spread, size, first, begin, members,
-                keys, peaks, masses, spreads, sizes, firsts, most, blocks, arena_members,
+                keys, spreads, sizes, firsts, most, blocks, arena_members,
                 SINKS, GROUP, ROWS, CLUSTERS, PRECISION,
             )  # fmt: skip
             block += SCORERS

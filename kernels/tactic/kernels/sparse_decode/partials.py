@@ -18,7 +18,7 @@ _SLICES = tl.constexpr(4)  # of a head dimension, merged one after the other
 
 @dataclass(frozen=True)
 class Partials:
-    """Attention of each query head over parts of what it reads: first those of clusters, then those of sinks and tail.
+    """Attention of each query head over parts of what it reads: parts of clusters, then of sinks and tail.
 
     Attributes:
         out: `[≥ B * Hq * (splits + readers), d]` fp32; undefined where `lse` is -inf.
@@ -110,7 +110,7 @@ def merge_parts(
     PARTS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Adds up the parts from `begin` on of a (request, KV head) pair's query heads; past L1, which may be stale."""
+    """Adds up the parts from `begin` on of the query heads of a pair; past L1, which may be stale."""
     row = tl.arange(0, HEADS * PARTS)
     member = row // PARTS
     part = row % PARTS

@@ -1,18 +1,16 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Last launch of a layer: the union over a group, its pool rows, attention over them, and the merging of all parts."""
+"""Last launch of a layer: union over a group, its pool rows, attention over them, merging of all parts."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tactic.kernels.estimators import Guarded, estimator_id
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.triton import Scores
-from tactic.kernels.selection.triton import WAYS, Search, read_cut
 from tactic.kernels.sparse_decode.partials import Partials, fold, load_group, merge_parts, store_part
 
 STRIDE = 16  # consecutive clusters of a program; the next ones go to the next program
@@ -27,8 +25,7 @@ def attend(
     partials: Partials,
     reads: Reads,
     scratch: Tensor,
-    search: Search,
-    fit_cuts: Tensor,
+    cuts: Tensor,
     scores: Scores,
     plan: StepPlan,
     arena: LayerArena,
@@ -50,8 +47,7 @@ def attend(
         partials: filled below `partials.splits`.
         reads: `lengths` and `selected` are added to, `rows` filled.
         scratch: `[3, ≥ B * H * (K_max + splits * STRIDE)]` int32.
-        search: of the layer; tells the score from which on each query head selects.
-        fit_cuts: `[B, Hq]` fp32; that score for requests of `fit`.
+        cuts: `[B, Hq]` fp32; score from which on each query head selects.
         scores: of the layer.
         plan: of this step.
         arena: this layer's index.
@@ -77,17 +73,11 @@ def attend(
         arena.members,
         plan.slots,
         plan.clusters,
-        plan.estimator,
         plan.begins,
         scores.keys,
         scores.sizes,
         scores.firsts,
-        search.lows,
-        search.needed,
-        search.steps,
-        search.above,
-        search.tokens,
-        fit_cuts,
+        cuts,
         scratch,
         reads.rows,
         reads.lengths,
@@ -98,7 +88,6 @@ def attend(
         out,
         lse,
         scale,
-        Guarded.least,
         heads,
         dim,
         most,
@@ -119,10 +108,6 @@ def attend(
         SPLITS=splits,
         PARTS=parts,
         PARTS_PADDED=triton.next_power_of_2(parts),
-        PROGRAMS=search.above.shape[1],
-        WAYS=WAYS,
-        FIT=estimator_id("fit"),
-        GUARDED=estimator_id("guarded"),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_stages=_STAGES,
         num_warps=_WARPS,
@@ -139,17 +124,11 @@ def _attend(
     members,
     slots,
     clusters,
-    estimator,
     begins,
     keys,
     sizes,
     firsts,
-    lows,
-    needed,
-    steps,
-    above,
-    tokens_above,
-    fit_cuts,
+    cuts,
     scratch,
     lists,
     lengths,
@@ -160,7 +139,6 @@ def _attend(
     out,
     lse,
     scale,
-    least_guarded,
     heads,
     dim,
     most,
@@ -181,10 +159,6 @@ def _attend(
     SPLITS: tl.constexpr,
     PARTS: tl.constexpr,
     PARTS_PADDED: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    WAYS: tl.constexpr,
-    FIT: tl.constexpr,
-    GUARDED: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -194,7 +168,6 @@ def _attend(
     request = pair // heads
     head = pair % heads
     count = tl.load(clusters + request)
-    kind = tl.load(estimator + request)
     wait_for_previous(OVERLAP)
     if count == 0:  # all was read as tail
         if split == 0:
@@ -204,14 +177,7 @@ def _attend(
         return
 
     member = tl.arange(0, HEADS)
-    row = pair * GROUP + member
-    least = tl.where(kind == GUARDED, least_guarded, 0)
-    rows = tl.num_programs(0) * GROUP
-    least = tl.zeros((HEADS,), tl.int32) + least
-    cut = read_cut(lows, needed, steps, above, tokens_above, least, row, member < GROUP, rows, PROGRAMS, WAYS)
-    fit_cut = tl.load(fit_cuts + row, mask=(member < GROUP) & (kind == FIT), other=0.0)
-    cut = tl.where(kind == FIT, fit_cut, cut)
-
+    cut = tl.load(cuts + pair * GROUP + member, mask=member < GROUP, other=float("inf"))
     share = tl.cdiv(tl.cdiv(count, STRIDE), SPLITS) * STRIDE
     ends = scratch + pair.to(tl.int64) * scratch_length + split * share
     origins = ends + scratch_stride
@@ -288,8 +254,8 @@ def _pick(
 ):
     """Compacts a program's clusters to those that a query head of the group selects.
 
-    Writes for each where its tokens end in the program's list, what to add to a token's place in the list to find
-    it among the members, and the first position of its segment. Returns their number and that of their tokens.
+    Writes for each where its tokens end in the program's list, what to add to a token's place in the list to
+    find it among the members, and the first position of its segment. Returns the numbers of clusters and tokens.
     """
     member = tl.arange(0, HEADS)
     row = (pair * GROUP + member).to(tl.int64) * most
