@@ -255,7 +255,7 @@ def _pick(
     """Compacts a program's clusters to those that a query head of the group selects.
 
     Writes for each where its tokens end in the program's list, what to add to a token's place in the list to
-    find it among the members, and the first position of its segment. Returns the numbers of clusters and tokens.
+    find it among the members, and the first position of its segment. Returns how many clusters and tokens.
     """
     member = tl.arange(0, HEADS)
     row = (pair * GROUP + member).to(tl.int64) * most
