@@ -17,7 +17,7 @@ from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import validated
 from tactic.workers.refresh.dispatcher import QUEUED_PER_ACTOR, RefreshDispatcher
 from tactic.workers.refresh.messages import Piece, RefreshJob, RefreshReply
-from tactic.workers.refresh.worker import ClusteringWorker
+from tactic.workers.refresh.worker import CONTROL, ClusteringWorker
 
 CLUSTER, POSITIONS = 16, 64
 KEYS = torch.randn(2, 2, POSITIONS, 8, generator=torch.Generator().manual_seed(5))
@@ -30,7 +30,12 @@ class GatedWorker(ClusteringWorker):
         super().__init__()
         self._directory = directory
 
-    def cluster(self, job: RefreshJob, frames: Any) -> Any:
+    def cluster(self, jobs: Any, frames: Any) -> Any:
+        with (self._directory / "calls").open("a") as log:
+            log.write(" ".join(str(job.job_id) for job in jobs) + "\n")
+        yield from super().cluster(jobs, frames)
+
+    def cluster_one(self, job: RefreshJob, frames: Any) -> Any:
         with (self._directory / "begun").open("a") as log:
             log.write(f"{job.job_id} {os.getpid()}\n")
         order = self._directory / str(job.job_id)
@@ -38,7 +43,7 @@ class GatedWorker(ClusteringWorker):
             time.sleep(0.005)
         if order.read_text() == "raise":
             raise ValueError("no luck")
-        specs, result = super().cluster(job, frames)
+        specs, result = super().cluster_one(job, frames)
         return specs, [np.zeros_like(frame) for frame in result] if order.read_text() == "lie" else result
 
 
@@ -80,6 +85,12 @@ class Desk:
         lines = log.read_text().splitlines() if log.exists() else []
         return [(int(number), int(pid)) for number, pid in (line.split() for line in lines)]
 
+    def calls(self) -> list[list[int]]:
+        """Numbers of the jobs in each call to an actor."""
+        lines = (self.directory / "calls").read_text().splitlines()
+        calls = [[int(number) - self.first for number in line.split()] for line in lines]
+        return [call for call in calls if call[0] >= 0]
+
     async def until_begun(self, count: int) -> list[tuple[int, int]]:
         """(Job, process) in the order of their beginning, once there are `count`."""
         async with asyncio.timeout(120):
@@ -96,7 +107,7 @@ def actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, lis
     """Two actors that all tests share, as they take long to start, and the directory of their gates."""
     directory = tmp_path_factory.mktemp("gates")
     ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    kind = ray.remote(GatedWorker).options(num_cpus=0, max_restarts=-1)
+    kind = ray.remote(concurrency_groups={CONTROL: 1})(GatedWorker).options(num_cpus=0, max_restarts=-1)
     yield directory, [kind.remote(directory) for _ in range(2)]
     ray.shutdown()
 
@@ -116,8 +127,8 @@ async def dispatch(actors: tuple[Path, list[Any]], desk: Desk) -> AsyncIterator[
         for actor in chosen:
             await answers(actor)
         started.append(RefreshDispatcher(chosen, timeout_s, desk.on_reply))
-        started[0].start()
-        return started[0]
+        started[-1].start()
+        return started[-1]
 
     yield start
     for dispatcher in started:
@@ -158,6 +169,61 @@ async def test_the_longest_tail_goes_first(desk: Desk, dispatch: Dispatch) -> No
         await dispatcher.submit(*desk.job(number, tail))
     desk.open(1, 2, 3, 4, 5)
     assert await desk.outcomes(5) == [(1, ""), (3, ""), (5, ""), (2, ""), (4, "")]
+
+
+async def test_what_waits_goes_in_one_call(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    await dispatcher.submit(*desk.job(1))
+    await desk.until_begun(1)
+    for number in (2, 3, 4):
+        await dispatcher.submit(*desk.job(number))
+    desk.open(1, 2, 4)
+    desk.open(3, order="raise")
+    # One that fails spoils nothing for the others of its call, and is tried once more.
+    assert await desk.outcomes(4) == [(1, ""), (2, ""), (4, ""), (3, "actor_error")]
+    assert desk.calls() == [[1], [2, 3, 4], [3]]
+
+
+async def test_answers_do_not_wait_for_the_rest_of_the_call(desk: Desk, dispatch: Dispatch) -> None:
+    dispatcher = await dispatch()
+    await dispatcher.submit(*desk.job(1))
+    await desk.until_begun(1)
+    for number in (2, 3):
+        await dispatcher.submit(*desk.job(number))
+    desk.open(1, 2)
+    assert await desk.outcomes(2) == [(1, ""), (2, "")]
+    ((_, _), (_, _), (last, victim)) = await desk.until_begun(3)
+    assert last == 3
+    os.kill(victim, signal.SIGKILL)
+    await desk.until_begun(4)
+    desk.open(3)
+    assert await desk.outcomes(1) == [(3, "")]
+
+
+async def test_waiting_for_the_jobs_of_others_is_not_counted(desk: Desk, dispatch: Dispatch) -> None:
+    other, dispatcher = await dispatch(timeout_s=4), await dispatch(timeout_s=4)
+    for number in (1, 2):
+        await other.submit(*desk.job(number))
+    first = (await desk.until_begun(1))[0][1]
+    await dispatcher.submit(*desk.job(3))
+    for number in (1, 2):
+        await asyncio.sleep(2.5)
+        desk.open(number)
+    desk.open(3)
+    assert sorted(await desk.outcomes(3)) == [(1, ""), (2, ""), (3, "")]
+    assert {pid for _, pid in await desk.until_begun(3)} == {first}
+
+
+async def test_an_actor_that_gives_no_sign_of_life_is_killed(
+    actors: tuple[Path, list[Any]], desk: Desk, dispatch: Dispatch
+) -> None:
+    dispatcher = await dispatch(timeout_s=1)
+    stopped = (await answers(actors[1][0]))["pid"]
+    os.kill(stopped, signal.SIGSTOP)
+    desk.open(1)
+    await dispatcher.submit(*desk.job(1))
+    assert await desk.outcomes(1) == [(1, "")]
+    assert {pid for _, pid in await desk.until_begun(1)} != {stopped}
 
 
 async def test_a_full_queue_says_busy(desk: Desk, dispatch: Dispatch) -> None:

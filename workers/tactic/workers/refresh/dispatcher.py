@@ -6,32 +6,52 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import ray
 
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
-from tactic.workers.refresh.worker import Frames
+from tactic.workers.refresh.worker import CONTROL, Frames
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 QUEUED_PER_ACTOR = 4
+BATCH_JOBS = 4
+"""Most jobs in one call to an actor."""
 RESTART_POLL_S = 0.2
 
 Reply = Callable[[int, RefreshReply, Frames], Awaitable[None]]
 
 
-class RefreshDispatcher:
-    """Queues jobs by the age of their tails, longest first, and runs one at a time on each actor.
+@dataclass(order=True, frozen=True, slots=True)
+class _Queued:
+    """A job in the queue, which is ordered by the age of the tails, then by arrival."""
 
-    An actor that dies or takes too long costs its job one attempt; the job goes to whoever is free, then is
-    given up. A queue that is full answers "busy": the index stays as it is and the request asks again later.
+    newness: int
+    order: int
+    job: RefreshJob = field(compare=False)
+    frames: Frames = field(compare=False)
+    attempts: int = field(compare=False, default=ATTEMPTS)
+
+
+class _GivenUpError(Exception):
+    """The actor will not finish its call; the reason as in RefreshReply.error."""
+
+
+class RefreshDispatcher:
+    """Queues jobs by the age of their tails, longest first, and runs several in one call to an actor.
+
+    An actor that dies or takes too long costs the job it was at one attempt; what is left of the call goes
+    to whoever is free. A queue that is full answers "busy": the index stays as it is and the request asks
+    again later.
 
     Args:
         actors: handles of ClusteringWorker actors; Ray restarts them, so the handles stay good.
-        timeout_s: longest that a job may take on an actor. The actor is killed then, and restarted by Ray.
+        timeout_s: longest that an actor may take for a job once it is at it; waiting for other decode
+            workers' jobs does not count. The actor is killed then, and restarted by Ray.
         reply: sends an answer to a rank.
     """
 
@@ -40,7 +60,7 @@ class RefreshDispatcher:
         self._timeout_s = timeout_s
         self._reply = reply
         self._order = itertools.count()
-        self._queue: asyncio.PriorityQueue[tuple[int, int, int, RefreshJob, Frames]] = asyncio.PriorityQueue(
+        self._queue: asyncio.PriorityQueue[_Queued] = asyncio.PriorityQueue(
             QUEUED_PER_ACTOR * len(self._actors)
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -61,49 +81,97 @@ class RefreshDispatcher:
             await self._fail(job, "no_actor")
             return
         arrays = [np.frombuffer(frame, np.uint8) for frame in frames]
-        try:
-            self._queue.put_nowait((-job.tail, next(self._order), ATTEMPTS, job, arrays))
-        except asyncio.QueueFull:
-            await self._fail(job, "busy")
+        await self._put(_Queued(-job.tail, next(self._order), job, arrays), "busy")
 
     async def _serve(self, actor: Any) -> None:
         while True:
-            tail, order, attempts, job, frames = await self._queue.get()
-            reason = await self._run(actor, job, frames)
-            if not reason:
-                continue
-            logger.warning("refresh job %d of rank %d failed: %s", job.job_id, job.rank, reason)
-            if attempts > 1 and not self._queue.full():
-                self._queue.put_nowait((tail, order, attempts - 1, job, frames))
-            else:
-                await self._fail(job, reason)
-            await self._answers(actor)
+            batch = await self._take()
+            try:
+                await self._run(actor, batch)
+            except _GivenUpError as error:
+                await self._retry(batch.pop(0), str(error))
+                for queued in batch:
+                    await self._put(queued, str(error))
+                await self._answers(actor)
 
-    async def _run(self, actor: Any, job: RefreshJob, frames: Frames) -> str:
-        """Runs a job on an actor and sends the answer; the reason if there is none."""
+    async def _take(self) -> list[_Queued]:
+        """The oldest tails: this actor's part of what waits, at least one."""
+        batch = [await self._queue.get()]
+        part = self._queue.qsize() // len(self._actors)
+        batch += [self._queue.get_nowait() for _ in range(min(part, BATCH_JOBS - 1))]
+        return batch
+
+    async def _run(self, actor: Any, batch: list[_Queued]) -> None:
+        """Runs jobs on an actor, sends the answers, and takes from `batch` what is done.
+
+        Raises:
+            _GivenUpError: the actor died or hangs; the first of `batch` is the job that it was at.
+        """
         try:
-            async with asyncio.timeout(self._timeout_s):
-                specs, result = await actor.cluster.remote(job, frames)
+            call = actor.cluster.options(num_returns="streaming").remote(
+                [queued.job for queued in batch], [queued.frames for queued in batch]
+            )
+            await self._until_begun(actor, call)
+            while batch:
+                async with asyncio.timeout(self._timeout_s):
+                    result = await (await anext(call))
+                queued = batch.pop(0)
+                if result is None:
+                    await self._retry(queued, "actor_error")
+                else:
+                    specs, frames = result
+                    await self._reply(queued.job.rank, RefreshReply(queued.job.job_id, tensors=specs), frames)
         except TimeoutError:
             ray.kill(actor, no_restart=False)
-            return "timeout"
+            raise _GivenUpError("timeout") from None
         except ray.exceptions.RayActorError:
-            return "actor_died"
-        except ray.exceptions.RayError:
+            raise _GivenUpError("actor_died") from None
+        except ray.exceptions.RayError as error:
             logger.exception("clustering actor failed")
-            return "actor_error"
-        await self._reply(job.rank, RefreshReply(job.job_id, tensors=specs), result)
-        return ""
+            raise _GivenUpError("actor_error") from error
+
+    async def _until_begun(self, actor: Any, call: Any) -> None:
+        """Waits while the actor is at other decode workers' jobs.
+
+        Raises:
+            TimeoutError: it is at one for too long, or gives no sign of life.
+        """
+        begun = asyncio.ensure_future(anext(call))
+        try:
+            while not (await asyncio.wait([begun], timeout=self._timeout_s))[0]:
+                async with asyncio.timeout(self._timeout_s):
+                    snapshot = await actor.snapshot.options(concurrency_group=CONTROL).remote()
+                if snapshot["busy_ms"] > 1000 * self._timeout_s:
+                    raise TimeoutError
+            await (await begun)
+        finally:
+            begun.cancel()
 
     async def _answers(self, actor: Any) -> None:
         """Waits until an actor is there (again), so that it takes no jobs from others only to fail them."""
         while True:
             try:
+                # Behind its jobs: a process that is about to be killed at one must not answer any more.
                 await actor.snapshot.remote()
             except ray.exceptions.RayActorError:
                 await asyncio.sleep(RESTART_POLL_S)
             else:
                 return
+
+    async def _retry(self, queued: _Queued, reason: str) -> None:
+        job = queued.job
+        logger.warning("refresh job %d of rank %d failed: %s", job.job_id, job.rank, reason)
+        if queued.attempts > 1:
+            await self._put(replace(queued, attempts=queued.attempts - 1), reason)
+        else:
+            await self._fail(job, reason)
+
+    async def _put(self, queued: _Queued, reason: str) -> None:
+        """Queues a job; where there is no room, that is answered for `reason`."""
+        try:
+            self._queue.put_nowait(queued)
+        except asyncio.QueueFull:
+            await self._fail(queued.job, reason)
 
     async def _fail(self, job: RefreshJob, reason: str) -> None:
         await self._reply(job.rank, RefreshReply(job.job_id, error=reason), [])

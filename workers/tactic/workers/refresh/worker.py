@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,13 @@ from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import cluster_pieces, flatten
 from tactic.workers.refresh.messages import RefreshJob, TensorSpec
 
+logger = logging.getLogger(__name__)
+
+CONTROL = "control"
+"""Concurrency group in which an actor answers `snapshot` while it is at a job."""
+
 Frames = list[np.ndarray[Any, np.dtype[np.uint8]]]
+Result = tuple[tuple[TensorSpec, ...], Frames]
 
 
 class ClusteringWorker:
@@ -29,27 +38,55 @@ class ClusteringWorker:
         self._device = torch.device(device)
         self._done = 0
         self._failed = 0
+        self._began: float | None = None
 
-    def cluster(self, job: RefreshJob, frames: Frames) -> tuple[tuple[TensorSpec, ...], Frames]:
-        """Does one job: specs and frames of its RefreshReply. Raises ValueError where `frames` do not fit."""
-        try:
-            tensors = [t.to(self._device) for t in messages.unpack(job.tensors, [f.data for f in frames])]
-            clusters = cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)
-            specs, views = messages.pack(flatten(clusters))
-        except BaseException:
-            self._failed += 1
-            raise
-        self._done += 1
+    def cluster(self, jobs: Sequence[RefreshJob], frames: Sequence[Frames]) -> Iterator[Result | None]:
+        """Does jobs, one after the other.
+
+        Args:
+            jobs: what to do.
+            frames: of each job.
+
+        Yields:
+            None when it begins; then for each job specs and frames of its RefreshReply, or None where it
+            failed.
+        """
+        yield None
+        for job, own in zip(jobs, frames, strict=True):
+            self._began = time.monotonic()
+            try:
+                result = self.cluster_one(job, own)
+            except Exception:
+                logger.exception("refresh job %d of rank %d failed", job.job_id, job.rank)
+                self._failed += 1
+                result = None
+            else:
+                self._done += 1
+            finally:
+                self._began = None
+            yield result
+
+    def cluster_one(self, job: RefreshJob, frames: Frames) -> Result:
+        """Specs and frames of a job's RefreshReply. Raises ValueError where `frames` do not fit."""
+        tensors = [t.to(self._device) for t in messages.unpack(job.tensors, [f.data for f in frames])]
+        clusters = cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)
+        specs, views = messages.pack(flatten(clusters))
         return specs, [np.frombuffer(view, np.uint8) for view in views]
 
     def snapshot(self) -> dict[str, int]:
-        """Process id, and counts of jobs since the process started."""
-        return {"pid": os.getpid(), "jobs_done": self._done, "jobs_failed": self._failed}
+        """Process id, counts of jobs since the process started, and how long it has been at the present one."""
+        began = self._began
+        return {
+            "pid": os.getpid(),
+            "jobs_done": self._done,
+            "jobs_failed": self._failed,
+            "busy_ms": 0 if began is None else int(1000 * (time.monotonic() - began)),
+        }
 
 
 def create_clustering_worker(name: str, *, threads: int, gpus: float) -> Any:
     """Starts a ClusteringWorker as a Ray actor that Ray restarts when it dies. Returns its handle."""
-    actor = ray.remote(ClusteringWorker)
+    actor = ray.remote(concurrency_groups={CONTROL: 1})(ClusteringWorker)
     return actor.options(
         name=name, num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=1
     ).remote(threads, "cuda" if gpus else "cpu")
