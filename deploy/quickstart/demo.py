@@ -19,7 +19,7 @@ from pathlib import Path
 
 import redis
 from book import FACTS, excerpt, first_tokens, read_book
-from report import Checks, attention, comparison, console, mean_share, shares, usage
+from report import Checks, comparison, console, mean_share, shares
 from tiny_model import make_tiny_checkpoint
 
 from tactic.service.client import (
@@ -168,16 +168,16 @@ class Demo:
     def _check_turns(self, tokens: int, first: Answer, second: Answer, dense: Answer) -> None:
         check = self.checks.check
         read, dense_read = mean_share(first), mean_share(dense)
-        length = attention(first).context_length
+        length = first.attention.context_length
         check("the whole text was in the context", length > tokens, f"{length:,} positions")
         check("tactic read part of the KV cache", 0 < read < 1, f"{read:.1%}")
         check("dense read all of it", dense_read > 0.999, f"{dense_read:.1%}")
-        measured = attention(first)
+        measured = first.attention
         reached = f"{measured.attention_share_mean:.3f} on average, for a target of {self.args.threshold}"
         check("the attention share was measured", measured.HasField("attention_share_mean"), reached)
-        reused = usage(second).prefix_tokens_reused
+        reused = second.usage.prefix_tokens_reused
         check("the second turn reused the prefix", reused >= tokens, f"{reused:,} tokens")
-        index_reused, clustered = attention(second).tokens_index_reused, attention(second).tokens_clustered
+        index_reused, clustered = second.attention.tokens_index_reused, second.attention.tokens_clustered
         check(
             "and its clusters",
             index_reused > clustered,
@@ -185,7 +185,7 @@ class Demo:
         )
 
     async def _check_refreshes(self, story: Answer) -> None:
-        stats = attention(story)
+        stats = story.attention
         wanted = self.args.story_tokens
         self.checks.check(
             "the story has its length", len(story.token_ids) == wanted, f"{len(story.token_ids)} tokens"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from tactic.service.client import Answer, AttentionStats, Usage
+from tactic.service.client import Answer, AttentionStats
 
 NOTHING = "-"
 # Wide enough for the table also where there is no terminal, as in a log.
@@ -30,27 +30,15 @@ class Checks:
             self.failed.append(f"{claim}: {evidence}")
 
 
-def attention(answer: Answer) -> AttentionStats:
-    """Returns what attention did in a finished turn."""
-    assert answer.finished is not None
-    return answer.finished.attention
-
-
-def usage(answer: Answer) -> Usage:
-    """Returns the token counts of a finished turn."""
-    assert answer.finished is not None
-    return answer.finished.usage
-
-
 def mean_share(answer: Answer) -> float:
     """Returns the share of the KV cache read, mean over layers."""
-    shares = attention(answer).read_share_per_layer
+    shares = answer.attention.read_share_per_layer
     return sum(shares) / max(1, len(shares))
 
 
 def shares(answer: Answer) -> str:
     """Returns the share of the KV cache read in each layer."""
-    return " ".join(f"{share:.0%}" for share in attention(answer).read_share_per_layer)
+    return " ".join(f"{share:.0%}" for share in answer.attention.read_share_per_layer)
 
 
 def comparison(columns: dict[str, Answer]) -> Table:
@@ -66,24 +54,24 @@ def comparison(columns: dict[str, Answer]) -> Table:
 
 def _rows(answers: Sequence[Answer]) -> list[tuple[str, list[str]]]:
     return [
-        ("context, tokens", [f"{attention(answer).context_length:,}" for answer in answers]),
-        ("prefix tokens reused", [f"{usage(answer).prefix_tokens_reused:,}" for answer in answers]),
+        ("context, tokens", [f"{answer.attention.context_length:,}" for answer in answers]),
+        ("prefix tokens reused", [f"{answer.usage.prefix_tokens_reused:,}" for answer in answers]),
         (
             "clusters reused, tokens",
-            [f"{attention(answer).tokens_index_reused:,}" for answer in answers],
+            [f"{answer.attention.tokens_index_reused:,}" for answer in answers],
         ),
-        ("newly clustered, tokens", [f"{attention(answer).tokens_clustered:,}" for answer in answers]),
+        ("newly clustered, tokens", [f"{answer.attention.tokens_clustered:,}" for answer in answers]),
         ("time to first token", [_seconds(answer.ttft_s) for answer in answers]),
         ("tokens a second", [_rate(answer.tokens_per_s) for answer in answers]),
         ("tokens generated", [f"{len(answer.token_ids):,}" for answer in answers]),
         ("KV read, mean of layers", [f"{mean_share(answer):.1%}" for answer in answers]),
-        ("attention share reached, mean", [_measured(attention(answer), "mean") for answer in answers]),
+        ("attention share reached, mean", [_measured(answer.attention, "mean") for answer in answers]),
         (
             "the same, lowest decile",
-            [_measured(attention(answer), "p10") for answer in answers],
+            [_measured(answer.attention, "p10") for answer in answers],
         ),
         ("index versions seen", [_versions(answer) for answer in answers]),
-        ("refreshes swapped in", [f"{attention(answer).refreshes}" for answer in answers]),
+        ("refreshes swapped in", [f"{answer.attention.refreshes}" for answer in answers]),
     ]
 
 
@@ -101,7 +89,7 @@ def _measured(stats: AttentionStats, which: str) -> str:
 
 
 def _versions(answer: Answer) -> str:
-    versions = attention(answer).index_versions
+    versions = answer.attention.index_versions
     return (
         NOTHING
         if not versions

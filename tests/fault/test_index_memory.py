@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from turns import DENSE, EVERYTHING, attention, complete, greedy, prompt, until, workers
+from turns import DENSE, EVERYTHING, complete, greedy, prompt, until, workers
 
 from tactic.service.client import TacticClient, TacticOptions, WorkerKind
 
@@ -22,9 +22,9 @@ async def test_what_finds_no_room_in_the_index_is_read_exactly(client: TacticCli
     answers = await asyncio.gather(*asked)
     for answer, expected in zip(answers[:2], dense, strict=True):
         assert answer.token_ids == expected.token_ids
-    assert min(attention(answer).tokens_clustered for answer in answers) < LENGTH - 1
+    assert min(answer.attention.tokens_clustered for answer in answers) < LENGTH - 1
     for answer in answers[2:]:
-        stats = attention(answer)
+        stats = answer.attention
         assert stats.dense_steps == stats.decode_steps or stats.attention_share_mean >= 0.85
 
     def told(worker: str, now: int) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from turns import DENSE, EVERYTHING, attention, clustering_worker, complete, greedy, prompt, workers
+from turns import DENSE, EVERYTHING, clustering_worker, complete, greedy, prompt, workers
 
 from tactic.service.client import Answer, TacticClient, TacticOptions, WorkerKind
 
@@ -112,7 +112,7 @@ async def test_random_traffic_while_the_clustering_worker_is_killed_and_stopped(
     assert {name: (w.pid, w.restarts) for name, w in now.items()} == {
         name: (w.pid, w.restarts) for name, w in before.items()
     }
-    assert sum(attention(answer).refreshes for answer in complete_turns) > 0
+    assert sum(answer.attention.refreshes for answer in complete_turns) > 0
     stats = [worker.stats for worker in now.values()]
     assert sum(s.tokens_index_reused for s in stats) > 0
     assert sum(s.refreshes_dropped for s in stats) > 0

@@ -9,7 +9,6 @@ import pytest
 from turns import (
     DENSE,
     EVERYTHING,
-    attention,
     chat,
     clustering_worker,
     complete,
@@ -17,7 +16,6 @@ from turns import (
     prompt,
     text,
     until,
-    usage,
     worker_of,
     workers,
 )
@@ -86,7 +84,7 @@ async def test_clustering_worker_lost_in_a_refresh(
         while not published:
             again = await complete(client, prompt(LENGTHS[0]), EVERYTHING, greedy(STEPS))
             assert again.token_ids == dense[LENGTHS[0]].token_ids
-            published = attention(again).refreshes
+            published = again.attention.refreshes
 
 
 async def test_a_session_outlives_the_engine_that_runs_its_turn(client: TacticClient) -> None:
@@ -113,7 +111,7 @@ async def test_a_session_outlives_the_engine_that_runs_its_turn(client: TacticCl
             scheduler.kill()
             restarts, victim = victim.restarts, None
     assert answer.token_ids == expected.token_ids
-    assert usage(answer).completion_tokens == STEPS
+    assert answer.usage.completion_tokens == STEPS
 
     back = await until(
         client,

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from turns import DENSE, EVERYTHING, attention, complete, greedy, prompt
+from turns import DENSE, EVERYTHING, complete, greedy, prompt
 
 from tactic.service.client import Answer, AttentionMode, TacticOptions
 
@@ -33,7 +33,7 @@ async def dense(stack: Any) -> dict[int, Answer]:
 def test_the_reference_is_dense_and_not_trivial(dense: dict[int, Answer]) -> None:
     for answer in dense.values():
         assert len(answer.token_ids) == STEPS
-        assert attention(answer).dense_steps == attention(answer).decode_steps
+        assert answer.attention.dense_steps == answer.attention.decode_steps
         assert len(set(answer.token_ids)) > STEPS // 4
 
 
@@ -42,7 +42,7 @@ async def test_everything_equals_dense_one_at_a_time(stack: Any, dense: dict[int
     for n, expected in dense.items():
         answer = await complete(stack.client, prompt(n), EVERYTHING, greedy(STEPS))
         assert answer.token_ids == expected.token_ids, f"prompt of {n}"
-        stats = attention(answer)
+        stats = answer.attention
         swaps += stats.refreshes
         if n > MIN_CLUSTERED:
             assert stats.dense_steps == 0, f"prompt of {n} did not run through the index"
@@ -62,7 +62,7 @@ async def test_everything_equals_dense_in_a_mixed_batch(stack: Any, dense: dict[
             assert answer.token_ids == dense[n].token_ids, f"prompt of {n}"
     sparse = [a for (n, o), a in zip(asked, answers, strict=True) if o is SPARSE and n > MIN_CLUSTERED]
     assert sparse
-    assert all(max(attention(answer).read_share_per_layer) < 1 for answer in sparse)
+    assert all(max(answer.attention.read_share_per_layer) < 1 for answer in sparse)
 
 
 async def test_logprobs_of_everything_are_those_of_dense(stack: Any) -> None:
@@ -82,7 +82,7 @@ async def test_the_share_asked_for_is_reached_on_average(stack: Any, estimator: 
         *(complete(stack.client, prompt(n), options, greedy(24)) for n in (3100, 5000, 6000))
     )
     for answer in answers:
-        stats = attention(answer)
+        stats = answer.attention
         assert stats.attention_share_mean >= 0.9
         assert 0.5 < stats.attention_share_p10 <= stats.attention_share_mean
         assert max(stats.read_share_per_layer) < 1

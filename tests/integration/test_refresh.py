@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from turns import EVERYTHING, attention, complete, greedy, prompt, until
+from turns import EVERYTHING, complete, greedy, prompt, until
 
 from tactic.service.client import Answer, TacticOptions, WorkerKind
 
@@ -21,10 +21,10 @@ async def test_hot_swaps_change_no_token(stack: Any, without_refresh: Any) -> No
     refreshed = await asyncio.gather(*(ask(stack.client, n) for n in lengths))
     plain = await asyncio.gather(*(ask(without_refresh.client, n) for n in lengths))
     for with_swaps, without in zip(refreshed, plain, strict=True):
-        stats = attention(with_swaps)
+        stats = with_swaps.attention
         assert stats.refreshes >= SWAPS
         assert list(stats.index_versions) == list(range(1, stats.refreshes + 2))
-        assert list(attention(without).index_versions) == [1]
+        assert list(without.attention.index_versions) == [1]
         assert with_swaps.token_ids == without.token_ids
     done = await until(
         stack.client,
@@ -36,7 +36,7 @@ async def test_hot_swaps_change_no_token(stack: Any, without_refresh: Any) -> No
 
 async def test_a_refresh_indexes_what_was_generated(stack: Any) -> None:
     answer = await complete(stack.client, prompt(3000, seed=8), EVERYTHING, greedy(STEPS))
-    stats = attention(answer)
+    stats = answer.attention
     # The open segment is clustered anew at each refresh, with what has come since.
     assert stats.refreshes >= SWAPS
     total = (await until(stack.client, bool))["decode-0"].stats
@@ -47,8 +47,8 @@ async def test_a_refresh_indexes_what_was_generated(stack: Any) -> None:
 async def test_drift_is_measured_around_a_sample_of_refreshes(stack: Any) -> None:
     options = TacticOptions(threshold=0.9)
     answer = await complete(stack.client, prompt(3000, seed=9), options, greedy(STEPS * 2))
-    assert attention(answer).refreshes >= SWAPS
-    assert not attention(answer).HasField("attention_share_mean")
+    assert answer.attention.refreshes >= SWAPS
+    assert not answer.attention.HasField("attention_share_mean")
     total = (await until(stack.client, lambda now: now["decode-0"].stats.drift_samples))["decode-0"].stats
     assert total.drift_samples <= total.refreshes_published
     for share in (total.attention_share_before_refresh, total.attention_share_after_refresh):

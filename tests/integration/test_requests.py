@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from turns import DENSE, EVERYTHING, attention, complete, greedy, prompt, until, usage
+from turns import DENSE, EVERYTHING, complete, greedy, prompt, until
 
 from tactic.service.client import Answer, FinishReason, InvalidRequestError
 
@@ -37,7 +37,7 @@ async def test_generation_ends_where_the_context_ends(without_refresh: Any) -> N
     answer = await complete(without_refresh.client, prompt(CONTEXT - 30), EVERYTHING, greedy(1000))
     assert answer.finished is not None
     assert answer.finished.reason == FinishReason.FINISH_REASON_LENGTH
-    assert usage(answer).prompt_tokens + usage(answer).completion_tokens == CONTEXT
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == CONTEXT
 
 
 async def test_a_prompt_that_fills_the_context_is_refused(without_refresh: Any) -> None:
@@ -66,7 +66,7 @@ async def test_retracted_requests_lose_nothing(stack: Any, without_refresh: Any)
     asked += [asyncio.create_task(ask(n)) for n in (6, 7)]
     answers = await asyncio.gather(*asked)
     # Without refreshes there is one version of the index for each stay in a request slot.
-    stays = [len(attention(answer).index_versions) for answer in answers]
+    stays = [len(answer.attention.index_versions) for answer in answers]
     assert max(stays) > 1, stays
     for answer, reference in zip(answers, expected, strict=True):
         assert answer.token_ids == reference.token_ids

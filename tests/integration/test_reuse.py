@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from turns import EVERYTHING, attention, chat, complete, greedy, prompt, text, until, usage
+from turns import EVERYTHING, chat, complete, greedy, prompt, text, until
 
 from tactic.worker.v1.worker_pb2 import GetStatsRequest
 from tactic.worker.v1.worker_pb2_grpc import WorkerServiceStub
@@ -21,34 +21,34 @@ async def test_a_second_turn_computes_and_clusters_only_what_is_new(stack: Any) 
     session = (await stack.client.create_session()).session_id
     await stack.client.append_context(session, text(CONTEXT, seed=1), prefill=False)
     first = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
-    assert usage(first).prefix_tokens_reused < 64
-    assert attention(first).tokens_index_reused == 0
-    clustered = attention(first).tokens_clustered
-    assert usage(first).prompt_tokens - MIN_PIECE < clustered <= usage(first).prompt_tokens
+    assert first.usage.prefix_tokens_reused < 64
+    assert first.attention.tokens_index_reused == 0
+    clustered = first.attention.tokens_clustered
+    assert first.usage.prompt_tokens - MIN_PIECE < clustered <= first.usage.prompt_tokens
 
     message = text(700, seed=2)
     second = await chat(stack.client, session, message, EVERYTHING, ANSWER)
-    log = usage(first).prompt_tokens + ANSWER
-    new = usage(second).prompt_tokens - log
+    log = first.usage.prompt_tokens + ANSWER
+    new = second.usage.prompt_tokens - log
     assert len(message) <= new < len(message) + 100
-    assert usage(second).prefix_tokens_reused >= log - 1
-    assert attention(second).tokens_index_reused == clustered
+    assert second.usage.prefix_tokens_reused >= log - 1
+    assert second.attention.tokens_index_reused == clustered
     # The first turn's tail and answer, and the new message.
-    assert new <= attention(second).tokens_clustered <= new + (log - clustered)
+    assert new <= second.attention.tokens_clustered <= new + (log - clustered)
 
 
 async def test_a_fork_shares_prefix_and_index(stack: Any) -> None:
     parent = (await stack.client.create_session()).session_id
     await stack.client.append_context(parent, text(CONTEXT, seed=3), prefill=False)
     first = await chat(stack.client, parent, "What is this?", EVERYTHING, ANSWER)
-    log = usage(first).prompt_tokens + ANSWER
+    log = first.usage.prompt_tokens + ANSWER
     fork = (await stack.client.fork_session(parent)).session_id
     answers = [await chat(stack.client, name, "And that?", EVERYTHING, ANSWER) for name in (fork, parent)]
     assert answers[0].token_ids == answers[1].token_ids
     for answer in answers:
-        assert usage(answer).prefix_tokens_reused >= log - 1
-        assert attention(answer).tokens_index_reused >= attention(first).tokens_clustered
-        assert attention(answer).tokens_clustered <= usage(answer).prompt_tokens - log + MIN_PIECE
+        assert answer.usage.prefix_tokens_reused >= log - 1
+        assert answer.attention.tokens_index_reused >= first.attention.tokens_clustered
+        assert answer.attention.tokens_clustered <= answer.usage.prompt_tokens - log + MIN_PIECE
 
 
 async def test_another_request_on_the_prefix_finds_its_whole_segments(stack: Any) -> None:
@@ -56,9 +56,9 @@ async def test_another_request_on_the_prefix_finds_its_whole_segments(stack: Any
     await complete(stack.client, shared, EVERYTHING, greedy(4))
     own = shared[: 2 * SEGMENT + 100] + prompt(600, seed=5)
     answer = await complete(stack.client, own, EVERYTHING, greedy(4))
-    assert usage(answer).prefix_tokens_reused == 2 * SEGMENT + 100
-    assert attention(answer).tokens_index_reused == 2 * SEGMENT
-    assert attention(answer).tokens_clustered == len(own) - 2 * SEGMENT - 1
+    assert answer.usage.prefix_tokens_reused == 2 * SEGMENT + 100
+    assert answer.attention.tokens_index_reused == 2 * SEGMENT
+    assert answer.attention.tokens_clustered == len(own) - 2 * SEGMENT - 1
 
 
 async def test_prefill_of_an_appended_context_is_the_turns_prefix(stack: Any) -> None:
@@ -76,5 +76,5 @@ async def test_prefill_of_an_appended_context_is_the_turns_prefix(stack: Any) ->
                 await asyncio.sleep(0.05)
                 now = await ask(GetStatsRequest())
     answer = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
-    assert usage(answer).prefix_tokens_reused >= CONTEXT - 1
-    assert attention(answer).tokens_index_reused >= CONTEXT - MIN_PIECE
+    assert answer.usage.prefix_tokens_reused >= CONTEXT - 1
+    assert answer.attention.tokens_index_reused >= CONTEXT - MIN_PIECE

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from turns import EVERYTHING, attention, chat, complete, greedy, prompt, text, until, usage, worker_of
+from turns import EVERYTHING, chat, complete, greedy, prompt, text, until, worker_of
 
 from tactic.service.client import WorkerState
 
@@ -35,8 +35,8 @@ async def test_sessions_stay_and_a_drained_worker_hands_them_over(without_refres
     for session in reversed(sessions):
         answer = await chat(client, session, "And that?", EVERYTHING, 8)
         assert worker_of(answer) == home[session]
-        assert usage(answer).prefix_tokens_reused >= 1500
-        assert attention(answer).tokens_index_reused >= 1024
+        assert answer.usage.prefix_tokens_reused >= 1500
+        assert answer.attention.tokens_index_reused >= 1024
 
     twin = {s: (await client.fork_session(s)).session_id for s in sessions}
     stayed = {s: await chat(client, twin[s], "Once more?", EVERYTHING, 16) for s in sessions}

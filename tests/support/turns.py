@@ -8,11 +8,9 @@ from typing import Any
 from tactic.service.client import (
     Answer,
     AttentionMode,
-    AttentionStats,
     SamplingOptions,
     TacticClient,
     TacticOptions,
-    Usage,
     Worker,
     WorkerKind,
     WorkerState,
@@ -57,18 +55,6 @@ async def chat(
     """A turn on a session."""
     events = client.chat(message, session_id=session_id, tactic=tactic, sampling=greedy(max_tokens))
     return await Answer.collect(events)
-
-
-def attention(answer: Answer) -> AttentionStats:
-    """What the sparse attention did."""
-    assert answer.finished is not None
-    return answer.finished.attention
-
-
-def usage(answer: Answer) -> Usage:
-    """What the turn took."""
-    assert answer.finished is not None
-    return answer.finished.usage
 
 
 def worker_of(answer: Answer) -> str:

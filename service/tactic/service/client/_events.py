@@ -111,6 +111,22 @@ class Answer:
         self.token_ids += token_ids
 
     @property
+    def attention(self) -> AttentionStats:
+        """What attention did. Raises ValueError while the turn runs."""
+        return self._last.attention
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts. Raises ValueError while the turn runs."""
+        return self._last.usage
+
+    @property
+    def _last(self) -> TurnFinished:
+        if self.finished is None:
+            raise ValueError("the turn has not finished")
+        return self.finished
+
+    @property
     def tokens_per_s(self) -> float | None:
         """Tokens a second after the first ones arrived; None if too few followed to tell."""
         later = len(self.token_ids) - self._first_tokens

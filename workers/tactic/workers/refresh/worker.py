@@ -74,7 +74,7 @@ class ClusteringWorker:
         return specs, [np.frombuffer(view, np.uint8) for view in views]
 
     def snapshot(self) -> dict[str, int]:
-        """Process id, counts of jobs since the process started, and how long it has been at the present one."""
+        """Process id, counts of jobs since the process started, and the time spent at the present one."""
         began = self._began
         return {
             "pid": os.getpid(),
