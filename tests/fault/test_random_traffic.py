@@ -113,6 +113,7 @@ async def test_random_traffic_while_the_clustering_worker_is_killed_and_stopped(
         name: (w.pid, w.restarts) for name, w in before.items()
     }
     assert sum(answer.attention.refreshes for answer in complete_turns) > 0
+    assert sum(answer.attention.dense_steps == 0 for answer in complete_turns) > len(complete_turns) / 4
     stats = [worker.stats for worker in now.values()]
     assert sum(s.tokens_index_reused for s in stats) > 0
     assert sum(s.refreshes_dropped for s in stats) > 0

@@ -10,9 +10,11 @@ from tactic.service import client as package
 from tactic.service.client import (
     AlreadyExistsError,
     Answer,
+    AttentionStats,
     ConflictError,
     DeadlineExceededError,
     FieldViolation,
+    FinishReason,
     InvalidRequestError,
     NotFoundError,
     TacticClient,
@@ -21,6 +23,7 @@ from tactic.service.client import (
     TurnFinished,
     TurnStarted,
     UnavailableError,
+    Usage,
 )
 from tactic.service.client._errors import from_rpc_error
 
@@ -36,6 +39,16 @@ def test_exports_are_what_is_public() -> None:
     }
     assert public == set(package.__all__)
     assert package.__all__ == sorted(package.__all__)
+
+
+def test_an_answer_tells_what_the_turn_took_once_it_has_finished() -> None:
+    answer = Answer()
+    for name in ("attention", "usage"):
+        with pytest.raises(ValueError, match="has not finished"):
+            getattr(answer, name)
+    stats, usage = AttentionStats(decode_steps=3), Usage(prompt_tokens=5)
+    answer.add(TurnFinished(FinishReason.FINISH_REASON_STOP, "", usage, stats))
+    assert (answer.attention, answer.usage) == (stats, usage)
 
 
 async def test_a_turn_goes_on_where_its_connection_broke(rig: Any) -> None:
