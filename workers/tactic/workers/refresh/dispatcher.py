@@ -51,7 +51,8 @@ class RefreshDispatcher:
     Args:
         actors: handles of ClusteringWorker actors; Ray restarts them, so the handles stay good.
         timeout_s: longest that an actor may take for a job once it is at it; waiting for other decode
-            workers' jobs does not count. The actor is killed then, and restarted by Ray.
+            workers' jobs does not count. The actor is killed then, and restarted by Ray; one that gives no
+            sign of life at all is found out within twice that time.
         reply: sends an answer to a rank.
     """
 
