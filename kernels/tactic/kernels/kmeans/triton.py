@@ -23,7 +23,6 @@ _REFILL = {"TOKENS": 64, "num_warps": 8}
 _MEAN = {"CLUSTERS": 16, "num_warps": 4}
 _PLACE = {"TOKENS": 128, "num_warps": 16}  # positions that one program puts in order
 _MEASURE = {"TOKENS": 32, "num_warps": 2}
-_CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
 _CHUNK = 1024  # positions that are summed up without a break
 _UNSPLIT = 128  # programs from which on one walks over all chunks
 _PROGRAMS = 256  # of the assignment, where there are tokens enough: two on each multiprocessor
@@ -100,8 +99,8 @@ def _tiles(options: dict[str, int], count: int, block_d: int, dtype: torch.dtype
     """Launch options of a kernel, its block of clusters no larger than useful or than fits."""
     if dtype.itemsize > 2:
         options = _WIDE
-    most = min(triton.next_power_of_2(count), _CENTROID_BYTES // (block_d * dtype.itemsize))
-    return {**options, "CLUSTERS": max(16, min(options["CLUSTERS"], most))}
+    fitting = options["CLUSTERS"] * 128 // max(block_d, 128)  # the options are measured out for d = 128
+    return {**options, "CLUSTERS": max(16, min(fitting, triton.next_power_of_2(count)))}
 
 
 def _sort(labels: Tensor, starts: Tensor) -> Tensor:
