@@ -15,14 +15,13 @@ from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import clusters_in
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-# Five stages: keys are two tiles ahead, their slots two more. Two programs fit on a multiprocessor.
-_ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 5}
-_SUM = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 5}
+_ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 3}
+_SUM = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
 _WIDE = {"TOKENS": 64, "CLUSTERS": 64, "num_warps": 4, "num_stages": 2}  # fp32: tiles twice the size
 _REFILL = {"TOKENS": 64, "num_warps": 8}
-_MEAN = {"CLUSTERS": 16, "num_warps": 4}
-_PLACE = {"TOKENS": 128, "num_warps": 16}  # positions that one program puts in order
 _MEASURE = {"TOKENS": 32, "num_warps": 2}
+_SORTED = 128  # positions that one program puts in order
+_CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
 _CHUNK = 1024  # positions that are summed up without a break
 _UNSPLIT = 128  # programs from which on one walks over all chunks
 _PROGRAMS = 256  # of the assignment, where there are tokens enough: two on each multiprocessor
@@ -51,7 +50,6 @@ def kmeans_pool_triton(
     _, heads, dim = k_pool.shape
     problems, count = segments * heads, clusters_in(n, cluster_size)
     device = k_pool.device
-    slot_ids = slot_ids.int()  # a second buffer of 8 bytes a token would leave room for one program only
     # Distances are to centroids as they are stored; the sums behind them are fp32.
     centroids = init.clone(memory_format=torch.contiguous_format)
     labels = torch.empty(problems, n, dtype=torch.int32, device=device)
@@ -82,14 +80,11 @@ def kmeans_pool_triton(
             D=block_d,
             **add,
         )
-        _mean[(problems, triton.cdiv(count, _MEAN["CLUSTERS"]))](
-            sums, sizes, centroids, count, dim, split, D=block_d, **_MEAN
-        )
+        _mean[(problems, count)](sums, sizes, centroids, count, dim, split, D=block_d, num_warps=1)
 
-    starts = sizes.cumsum(-1, dtype=torch.int32) - sizes
-    members = _sort(labels, starts)
+    starts, members = _sort(labels, count)
     spread = torch.empty(problems, count, dtype=torch.float32, device=device)
-    _measure[(count, problems)](
+    _measure[(problems, count)](
         k_pool, slot_ids, centroids, members, starts, sizes, spread, *shape, D=block_d, **_MEASURE
     )
     return Clusters(centroids, spread, members, starts, sizes)
@@ -99,21 +94,23 @@ def _tiles(options: dict[str, int], count: int, block_d: int, dtype: torch.dtype
     """Launch options of a kernel, its block of clusters no larger than useful or than fits."""
     if dtype.itemsize > 2:
         options = _WIDE
-    fitting = options["CLUSTERS"] * 128 // max(block_d, 128)  # the options are measured out for d = 128
-    return {**options, "CLUSTERS": max(16, min(fitting, triton.next_power_of_2(count)))}
+    most = min(triton.next_power_of_2(count), _CENTROID_BYTES // (block_d * dtype.itemsize))
+    return {**options, "CLUSTERS": max(16, min(options["CLUSTERS"], most))}
 
 
-def _sort(labels: Tensor, starts: Tensor) -> Tensor:
-    """Positions in order of cluster `[B, n]` int16, which begins at `starts` `[B, K]`: a counting sort."""
-    (problems, n), count = labels.shape, starts.shape[1]
-    chunks = triton.cdiv(n, _PLACE["TOKENS"])
+def _sort(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """First place of each cluster `[B, K]` int32, and the positions in order of cluster `[B, n]` int16."""
+    problems, n = labels.shape
+    chunks = triton.cdiv(n, _SORTED)
     counts = torch.empty(problems, chunks, count, dtype=torch.int32, device=labels.device)
     members = torch.empty(problems, n, dtype=torch.int16, device=labels.device)
-    every = triton.next_power_of_2(count)
-    _tally[(problems, chunks)](labels, counts, n, count, TOKENS=_PLACE["TOKENS"], K=every)
-    until = counts.cumsum(1, dtype=torch.int32)
-    _place[(problems, chunks)](labels, starts, until, members, n, count, **_PLACE)
-    return members
+    constants = {"TOKENS": _SORTED, "K": triton.next_power_of_2(count)}
+    _tally[(problems, chunks)](labels, counts, n, count, **constants)
+    sizes = counts.sum(1, dtype=torch.int32)
+    starts = sizes.cumsum(-1, dtype=torch.int32) - sizes
+    places = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(starts[:, None])
+    _place[(problems, chunks)](labels, places, members, n, count, TOKENS=_SORTED, num_warps=8)
+    return starts, members
 
 
 @triton.jit
@@ -156,23 +153,19 @@ def _assign(
     CLUSTERS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Nearest centroid of each key of a part of the tokens: it has the largest score k·c - |c|²/2.
-
-    Scores that agree in all but their lowest log2(CLUSTERS) of 24 bits count as tied; any of those may win.
-    """
+    """Nearest centroid of each key, which has the largest score k·c - |c|²/2, for a part of the tokens."""
     problem = tl.program_id(0)
     share = tl.cdiv(tl.cdiv(n, TOKENS), tl.num_programs(1)) * TOKENS
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, n)
     d = tl.arange(0, D)
-    reverse = CLUSTERS - 1 - tl.arange(0, CLUSTERS)
     for first in range(0, count, CLUSTERS):
         cluster = first + tl.arange(0, CLUSTERS)
         rows = centroids + (problem.to(tl.int64) * count + cluster) * dim
         used = (cluster < count)[:, None] & (d < dim)[None, :]
         centroid = tl.load(rows[:, None] + d[None, :], mask=used, other=0.0)
         wide = centroid.to(tl.float32)
-        norm = tl.where(cluster < count, tl.sum(wide * wide, axis=1), 1e38)
+        norm = tl.where(cluster < count, tl.sum(wide * wide, axis=1), float("inf"))
         offset = tl.broadcast_to(-0.5 * norm[None, :], (TOKENS, CLUSTERS))
         for start in range(begin, end, TOKENS):
             tokens = start + tl.arange(0, TOKENS)
@@ -181,11 +174,8 @@ def _assign(
                 pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
             ).to(centroid.dtype)
             score = tl.dot(keys, tl.trans(centroid), acc=offset, input_precision="ieee")
-            # The cluster rides in the score's lowest bits, so that one maximum finds both.
-            packed = (score.to(tl.int32, bitcast=True) & -CLUSTERS) | reverse[None, :]
-            top = tl.max(packed.to(tl.float32, bitcast=True), axis=1).to(tl.int32, bitcast=True)
-            label = first + CLUSTERS - 1 - (top & (CLUSTERS - 1))
-            best = (top & -CLUSTERS).to(tl.float32, bitcast=True)
+            best = tl.max(score, axis=1)
+            label = tl.min(tl.where(score == best[:, None], cluster[None, :], count), axis=1)
             at = problem.to(tl.int64) * n + tokens
             earlier = tl.load(scores + at, mask=inside & (first > 0), other=-float("inf"))
             tl.store(labels + at, label, mask=inside & (best > earlier))
@@ -289,20 +279,18 @@ def _sum(
 
 
 @triton.jit
-def _mean(sums, sizes, centroids, count, dim, split, CLUSTERS: tl.constexpr, D: tl.constexpr):
-    """Centroids of a block of clusters from their sums."""
+def _mean(sums, sizes, centroids, count, dim, split, D: tl.constexpr):
+    """Centroid of one cluster from its sums."""
     problem = tl.program_id(0).to(tl.int64)
-    cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
+    cluster = tl.program_id(1)
     d = tl.arange(0, D)
-    inside = (cluster < count)[:, None] & (d < dim)[None, :]
-    total = tl.zeros((CLUSTERS, D), tl.float32)
+    total = tl.zeros((D,), tl.float32)
     for part in range(0, split):
-        rows = sums + ((problem * split + part) * count + cluster) * dim
-        total += tl.load(rows[:, None] + d[None, :], mask=inside, other=0.0)
+        row = sums + ((problem * split + part) * count + cluster) * dim
+        total += tl.load(row + d, mask=d < dim, other=0.0)
     at = problem * count + cluster
-    size = tl.load(sizes + at, mask=cluster < count, other=1)
-    mean = total / size.to(tl.float32)[:, None]
-    tl.store(centroids + at[:, None] * dim + d[None, :], mean.to(centroids.dtype.element_ty), mask=inside)
+    mean = total / tl.load(sizes + at).to(tl.float32)
+    tl.store(centroids + at * dim + d, mean.to(centroids.dtype.element_ty), mask=d < dim)
 
 
 @triton.jit
@@ -318,16 +306,15 @@ def _tally(labels, counts, n, count, TOKENS: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _place(labels, starts, until, members, n, count, TOKENS: tl.constexpr):
-    """Writes the positions of one chunk in order of cluster, after those of the chunks before."""
+def _place(labels, places, members, n, count, TOKENS: tl.constexpr):
+    """Writes the positions of one chunk in order of cluster; its first of each goes to `places`."""
     problem = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     tokens = chunk * TOKENS + tl.arange(0, TOKENS)
     label = tl.load(labels + problem * n + tokens, mask=tokens < n, other=0)
-    earlier = (label[None, :] == label[:, None]) & (tokens[None, :] < tokens[:, None])
-    place = tl.load(starts + problem * count + label) + tl.sum(earlier.to(tl.int32), axis=1)
-    row = until + (problem * tl.num_programs(1) + chunk - 1) * count
-    place += tl.load(row + label, mask=(label >= 0) & (chunk > 0), other=0)
+    before = (label[None, :] == label[:, None]) & (tokens[None, :] < tokens[:, None])
+    first = tl.load(places + (problem * tl.num_programs(1) + chunk) * count + label)
+    place = first + tl.sum(before.to(tl.int32), axis=1)
     tl.store(members + problem * n + place, tokens.to(tl.int16), mask=tokens < n)
 
 
@@ -350,8 +337,8 @@ def _measure(
     D: tl.constexpr,
 ):
     """Mean squared distance of a cluster's members to its centroid, without the cancellation of `_assign`."""
-    problem = tl.program_id(1)  # one after the other: what the heads of a segment read lies together
-    at = problem.to(tl.int64) * count + tl.program_id(0)
+    problem = tl.program_id(0)
+    at = problem.to(tl.int64) * count + tl.program_id(1)
     d = tl.arange(0, D)
     centroid = tl.load(centroids + at * dim + d, mask=d < dim, other=0.0).to(tl.float32)
     start = problem.to(tl.int64) * n + tl.load(starts + at)
