@@ -89,7 +89,8 @@ def local_engine(arguments: Namespace) -> Iterator[LocalEngine]:
             context_length=max(arguments.contexts),
             max_running_requests=1,
         ),
-        index=IndexSpec(sinks=arguments.sinks, cluster_size=arguments.cluster_size),
+        # Short contexts, too, are read through the index: that is what is asked.
+        index=IndexSpec(sinks=arguments.sinks, cluster_size=arguments.cluster_size, min_clustered=1),
         refresh=RefreshSpec(enabled=False),
     )
     with tempfile.TemporaryDirectory(prefix="tactic-eval-") as folder, zmq.Context() as context:
