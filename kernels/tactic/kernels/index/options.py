@@ -47,7 +47,7 @@ class DecodeOptions:
         slots: int,
         *,
         threshold: float = 0.9,
-        estimator: int = 3,
+        estimator: int = 3,  # guarded
         dense: bool = False,
         device: torch.device | str = "cpu",
         sinks: int = 16,
