@@ -12,7 +12,7 @@ from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
-from tactic.kernels.sparse_decode.partials import load_group
+from tactic.kernels.sparse_decode.partials import group_shape, load_group
 
 BLOCK = 64  # clusters that a program scores at once
 _WARPS = 4
@@ -79,7 +79,7 @@ def score(
         sinks: positions that are always attended.
         scorers: programs that share a head's clusters.
     """
-    batch, query_heads, dim = q.shape
+    batch, _, dim = q.shape
     heads, arena_clusters = arena.spread.shape
     most, blocks = scores.keys.shape[2], scores.spreads.shape[2]
     scorers = min(scorers, blocks)
@@ -108,14 +108,11 @@ def score(
         arena_clusters,
         arena.members.shape[1],
         SINKS=sinks,
-        GROUP=query_heads // heads,
-        ROWS=max(16, triton.next_power_of_2(query_heads // heads)),
-        D=max(16, triton.next_power_of_2(dim)),
         CLUSTERS=BLOCK,
         SCORERS=scorers,
         FIT=estimator_id("fit"),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=_WARPS,
+        **group_shape(q, heads),
         **overlap(q.device),
     )
 

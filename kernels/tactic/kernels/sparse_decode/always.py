@@ -1,7 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """First launch of a layer: attention over what is read anyway: sinks and tail, or everything."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
-from tactic.kernels.sparse_decode.partials import Partials, fold, load_group, store_part
+from tactic.kernels.sparse_decode.partials import Partials, fold, group_shape, load_group, store_part
 
 _TOKENS = 64
 _WARPS = 4
@@ -41,7 +40,7 @@ def attend_always(
         scale: of the logits.
         sinks: positions that are always attended.
     """
-    batch, query_heads, dim = q.shape
+    batch, _, dim = q.shape
     heads = k_pool.shape[1]
     _attend_always[(batch * heads, partials.readers)](
         q,
@@ -61,15 +60,12 @@ def attend_always(
         dim,
         req_to_token.stride(0),
         SINKS=sinks,
-        GROUP=query_heads // heads,
-        ROWS=max(16, triton.next_power_of_2(query_heads // heads)),
-        D=max(16, triton.next_power_of_2(dim)),
         TOKENS=_TOKENS,
         SPLITS=partials.splits,
         READERS=partials.readers,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=_WARPS,
         num_stages=_STAGES,
+        **group_shape(q, heads),
         **overlap(q.device),
     )
 

@@ -5,6 +5,7 @@ Logits are kept in base 2 inside the kernels: `exp2` is one instruction.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -43,6 +44,20 @@ class Partials:
             splits=splits,
             readers=readers,
         )
+
+
+def group_shape(q: Tensor, heads: int) -> dict[str, Any]:
+    """Constants of a kernel that works on the query heads of a KV head: of `[B, Hq, d]`, H.
+
+    Rows and columns are those of the smallest matrix product; fp32 is multiplied as such.
+    """
+    group = q.shape[1] // heads
+    return {
+        "GROUP": group,
+        "ROWS": max(16, triton.next_power_of_2(group)),
+        "D": max(16, triton.next_power_of_2(q.shape[2])),
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+    }
 
 
 @triton.jit

@@ -1,7 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Last launch of a layer: union over a group, its pool rows, attention over them, merging of all parts."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,7 +10,14 @@ from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.triton import Scores
-from tactic.kernels.sparse_decode.partials import Partials, fold, load_group, merge_parts, store_part
+from tactic.kernels.sparse_decode.partials import (
+    Partials,
+    fold,
+    group_shape,
+    load_group,
+    merge_parts,
+    store_part,
+)
 
 STRIDE = 16  # consecutive clusters of a program; the next ones go to the next program
 _CLUSTERS = 256
@@ -61,7 +67,6 @@ def attend(
     """
     batch, query_heads, dim = q.shape
     heads = k_pool.shape[1]
-    group = query_heads // heads
     most = scores.keys.shape[2]
     splits, parts = partials.splits, partials.splits + partials.readers
     share = triton.cdiv(triton.cdiv(most, STRIDE), splits) * STRIDE
@@ -96,10 +101,7 @@ def attend(
         reads.rows.shape[2],
         most + splits * STRIDE,
         scratch.stride(0),
-        GROUP=group,
-        HEADS=triton.next_power_of_2(group),
-        ROWS=max(16, triton.next_power_of_2(group)),
-        D=max(16, triton.next_power_of_2(dim)),
+        HEADS=triton.next_power_of_2(query_heads // heads),
         STRIDE=STRIDE,
         CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(share)),
         SEARCH=share.bit_length(),
@@ -108,9 +110,9 @@ def attend(
         SPLITS=splits,
         PARTS=parts,
         PARTS_PADDED=triton.next_power_of_2(parts),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_stages=_STAGES,
         num_warps=_WARPS,
+        **group_shape(q, heads),
         **overlap(q.device),
     )
 
