@@ -11,12 +11,16 @@ from pathlib import Path
 from tactic.kernels.estimators import NAMES
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.arguments import (
+    add_cluster_size,
     add_contexts,
+    add_limit,
     add_model,
     add_output,
+    given,
     load_builder,
     load_checkpoint,
     positive,
+    questions,
     share,
 )
 from tactic.workers.evaluation.index import BuildIndex
@@ -67,12 +71,8 @@ def configure(parser: ArgumentParser) -> None:
         metavar="TOKENS",
         help="positions per KV head for quest, window and topk [default: what the first tactic method reads]",
     )
-    parser.add_argument(
-        "--cluster-size", type=int, choices=[16, 32, 64], default=32, help="keys a cluster [default: 32]"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, help="stop in time for this, keep what there is [default: no limit]"
-    )
+    add_cluster_size(parser)
+    add_limit(parser)
 
 
 def run(arguments: Namespace) -> int:
@@ -104,15 +104,10 @@ def run(arguments: Namespace) -> int:
 
 
 def measure(arguments: Namespace, plan: Plan, *, started: float) -> Iterator[list[Outcome]]:
-    """Yields each sample's outcomes, seed by seed, so that a run cut short has asked all tasks alike."""
+    """Yields each sample's outcomes."""
     checkpoint = load_checkpoint(arguments)
     builder = load_builder(arguments, checkpoint)
-    todo = [
-        (seed, context, task)
-        for seed in range(arguments.seeds)
-        for context in arguments.contexts
-        for task in arguments.tasks
-    ]
+    todo = questions(arguments)
     progress = Progress(len(todo), started=started, limit=arguments.seconds)
     for seed, context, task in todo:
         if not progress.begin(context, f"{task} at {context:,} tokens"):
@@ -123,10 +118,9 @@ def measure(arguments: Namespace, plan: Plan, *, started: float) -> Iterator[lis
 
 
 def _result(arguments: Namespace, outcomes: list[Outcome], seconds: float) -> Result:
-    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
     return Result(
         question="accuracy",
-        arguments={name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
+        arguments=given(arguments),
         tables=all_tables(outcomes),
         device=device_name(pick_device(arguments.device)),
         seconds=seconds,

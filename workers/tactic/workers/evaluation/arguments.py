@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tactic.kernels.estimators import NAMES
+from tactic.kernels.index.units import CLUSTER_SIZES
 from tactic.workers.evaluation.errors import EvaluationError
+from tactic.workers.evaluation.methods.registry import SERVED
 from tactic.workers.evaluation.model import DTYPES, Checkpoint
 from tactic.workers.evaluation.tasks.episode import STYLES
 from tactic.workers.evaluation.tasks.haystack import Haystack
@@ -67,6 +71,38 @@ def add_output(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the result files, such as tests/bench/results",
     )
+
+
+def add_estimator(parser: ArgumentParser) -> None:
+    """Adds the estimator of a run that takes one."""
+    parser.add_argument("--estimator", choices=NAMES, default=SERVED, help=f"[default: {SERVED}]")
+
+
+def add_cluster_size(parser: ArgumentParser) -> None:
+    """Adds the average size of a cluster."""
+    parser.add_argument(
+        "--cluster-size", type=int, choices=CLUSTER_SIZES, default=32, help="keys a cluster [default: 32]"
+    )
+
+
+def add_limit(parser: ArgumentParser) -> None:
+    """Adds the time after which a run ends by itself."""
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="N",
+        help="stop in time for this, use what there is [default: no limit]",
+    )
+
+
+def given(arguments: Namespace) -> dict[str, object]:
+    """The arguments that a result file names: all but those that say which function runs."""
+    return {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+
+
+def questions(arguments: Namespace) -> list[tuple[int, int, str]]:
+    """Seed, context and task of every sample; seed by seed, so that a run cut short has asked all alike."""
+    return list(product(range(arguments.seeds), arguments.contexts, arguments.tasks))
 
 
 def load_checkpoint(arguments: Namespace) -> Checkpoint:

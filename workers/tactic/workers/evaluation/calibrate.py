@@ -14,7 +14,7 @@ from tactic.kernels.estimators import NAMES, Exact
 from tactic.workers.evaluation.accuracy import measure
 from tactic.workers.evaluation.analysis.interval import Interval
 from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
-from tactic.workers.evaluation.arguments import add_contexts, add_model, positive, share
+from tactic.workers.evaluation.arguments import add_cluster_size, add_contexts, add_limit, add_model, share
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.model import pick_device
@@ -73,8 +73,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="to choose from"
     )
-    parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
-    parser.add_argument("--seconds", type=positive, help="stop in time for this, choose by what there is")
+    add_cluster_size(parser)
+    add_limit(parser)
     parser.set_defaults(tasks=list(TASKS))
 
 

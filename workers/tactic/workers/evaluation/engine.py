@@ -6,30 +6,32 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from tactic.kernels.estimators import NAMES
 from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
 from tactic.workers.evaluation.arguments import (
+    add_cluster_size,
     add_contexts,
+    add_estimator,
+    add_limit,
     add_model,
     add_output,
+    given,
     make_builder,
-    positive,
+    questions,
     share,
 )
 from tactic.workers.evaluation.errors import EvaluationError
-from tactic.workers.evaluation.methods.registry import SERVED
+from tactic.workers.evaluation.methods.plain import Dense
 from tactic.workers.evaluation.model import pick_device
 from tactic.workers.evaluation.progress import Progress
 from tactic.workers.evaluation.ratio import ratio_interval
 from tactic.workers.evaluation.tasks.registry import TASKS
 from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
 
-DENSE = "dense"
+DENSE = Dense.name
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -48,9 +50,9 @@ def configure(parser: ArgumentParser) -> None:
         metavar="P",
         help="beside dense; 1 reads everything through the index [default: 1 0.9]",
     )
-    parser.add_argument("--estimator", choices=NAMES, default=SERVED, help=f"[default: {SERVED}]")
-    parser.add_argument("--cluster-size", type=int, choices=[16, 32, 64], default=32, help="[default: 32]")
-    parser.add_argument("--seconds", type=positive, help="stop in time for this, keep what there is")
+    add_estimator(parser)
+    add_cluster_size(parser)
+    add_limit(parser)
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,7 @@ def _measure(arguments: Namespace, started: float) -> Iterator[list[Reply]]:
     modes: dict[str, dict[str, Any]] = {DENSE: {"mode": "dense"}}
     for threshold in arguments.thresholds:
         modes[f"P = {threshold:g}"] = {"threshold": threshold, "estimator": arguments.estimator}
-    todo = [
-        (seed, context, task)
-        for seed in range(arguments.seeds)
-        for context in arguments.contexts
-        for task in arguments.tasks
-    ]
+    todo = questions(arguments)
     from tactic.workers.evaluation.local_engine import local_engine  # other commands need no SGLang
 
     with local_engine(arguments) as engine:
@@ -129,10 +126,9 @@ def _measure(arguments: Namespace, started: float) -> Iterator[list[Reply]]:
 
 
 def _result(arguments: Namespace, replies: Sequence[Reply], seconds: float) -> Result:
-    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
     return Result(
         question="engine",
-        arguments={n: str(value) if isinstance(value, Path) else value for n, value in given.items()},
+        arguments=given(arguments),
         tables=[_table(replies)],
         device=device_name(pick_device(arguments.device)),
         seconds=seconds,

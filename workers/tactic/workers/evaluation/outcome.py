@@ -12,6 +12,7 @@ from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.figures import Figures
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.methods.base import Method
+from tactic.workers.evaluation.methods.plain import Dense
 from tactic.workers.evaluation.methods.registry import BUDGETED, make_method
 from tactic.workers.evaluation.methods.tactic import Tactic
 from tactic.workers.evaluation.model import Checkpoint
@@ -83,10 +84,10 @@ class Plan:
         """Prefills a sample once and answers it with every method at every threshold, dense first."""
         state = checkpoint.prefill(sample.prompt, room=sample.limit)
         runner = _Runner(self, checkpoint, state, sample, context, seed)
-        yield runner.run(make_method("dense", 1), None)
+        yield runner.run(make_method(Dense.name, 1), None)
         # Budgets come from a Tactic run, so those that need one stand last.
         ordered = sorted(
-            (name for name in self.methods if name != "dense"), key=lambda name: name in BUDGETED
+            (name for name in self.methods if name != Dense.name), key=lambda name: name in BUDGETED
         )
         for threshold in self.thresholds:
             budgets = [self.budget] * len(state.layers) if self.budget else []

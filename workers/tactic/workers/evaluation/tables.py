@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tactic.workers.evaluation.analysis.interval import Interval
 from tactic.workers.evaluation.analysis.result import Cell, Row, Table
+from tactic.workers.evaluation.methods.plain import Dense
 from tactic.workers.evaluation.outcome import Outcome
 from tactic.workers.evaluation.ratio import ratio_interval
 
-DENSE = "dense"
 Key = tuple[int, str, float | None]
 Sample = tuple[int, str, int]
 
@@ -206,7 +206,7 @@ def _sample(outcome: Outcome) -> Sample:
 
 
 def _dense(outcomes: Iterable[Outcome]) -> dict[Sample, Outcome]:
-    return {_sample(each): each for each in outcomes if each.method == DENSE}
+    return {_sample(each): each for each in outcomes if each.method == Dense.name}
 
 
 def _lost(group: Sequence[Outcome], dense: Mapping[Sample, Outcome]) -> Interval | None:

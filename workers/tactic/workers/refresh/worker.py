@@ -56,7 +56,7 @@ class ClusteringWorker:
             self._began = time.monotonic()
             try:
                 result = self.cluster_one(job, own)
-            except Exception:
+            except Exception:  # Whatever a job fails of, the others of the call are done.
                 logger.exception("refresh job %d of rank %d failed", job.job_id, job.rank)
                 self._failed += 1
                 result = None

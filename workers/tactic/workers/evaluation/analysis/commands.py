@@ -9,8 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from tactic.kernels.estimators import NAMES, estimator_id
-from tactic.kernels.index import DecodeOptions
+from tactic.kernels.estimators import estimator_id
 from tactic.workers.evaluation import plots
 from tactic.workers.evaluation.analysis.cluster_size import ClusterSize
 from tactic.workers.evaluation.analysis.clusters import ClusterQuality
@@ -24,8 +23,11 @@ from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.analysis.sensitivity import Sensitivity
 from tactic.workers.evaluation.arguments import (
     add_contexts,
+    add_estimator,
+    add_limit,
     add_model,
     add_output,
+    given,
     load_checkpoint,
     positive,
     share,
@@ -107,14 +109,8 @@ def _add_common(parser: ArgumentParser) -> None:
     add_contexts(parser, contexts=(4096, 16384))
     add_output(parser)
     parser.add_argument("--threshold", type=share, default=0.9, metavar="P", help="[default: 0.9]")
-    usual = NAMES[int(DecodeOptions.create(1).estimator)]
-    parser.add_argument("--estimator", choices=NAMES, default=usual, help=f"[default: {usual}]")
-    parser.add_argument(
-        "--seconds",
-        type=positive,
-        metavar="N",
-        help="stop in time for this, keep what there is [default: no limit]",
-    )
+    add_estimator(parser)
+    add_limit(parser)
 
 
 def _add_captures(parser: ArgumentParser) -> None:
@@ -167,7 +163,6 @@ def _run(names: Sequence[str], arguments: Namespace) -> int:
 def _written(answers: Sequence[Answer], arguments: Namespace, checkpoint: Checkpoint) -> Iterator[None]:
     """Writes the answers in the end, also when interrupted: then with what there is."""
     started = monotonic()
-    used = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
     try:
         yield
     finally:
@@ -176,5 +171,5 @@ def _written(answers: Sequence[Answer], arguments: Namespace, checkpoint: Checkp
             tables = answer.tables()
             if tables[0].rows:
                 device = device_name(checkpoint.device)
-                result = Result(answer.name, used, tables, device, seconds, answer.data())
+                result = Result(answer.name, given(arguments), tables, device, seconds, answer.data())
                 print(result.write(arguments.out).with_suffix(".md").read_text())

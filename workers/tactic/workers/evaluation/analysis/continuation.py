@@ -11,7 +11,7 @@ from tactic.workers.evaluation.methods.base import Method
 from tactic.workers.evaluation.methods.plain import Dense
 from tactic.workers.evaluation.statistics import Reads
 
-DENSE = "dense"
+DENSE = Dense.name
 FIGURES = (
     "Every token is given (teacher-forced) and attended as if it had just been generated. Perplexity and "
     "accuracy are of the text's next token; loss: nats a token above dense attention; as dense: how often "
