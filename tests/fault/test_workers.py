@@ -59,6 +59,19 @@ async def caught_in_a_refresh(client: TacticClient, pid: int) -> None:
             await asyncio.sleep(0.05)
 
 
+async def engine_process(worker: int) -> psutil.Process:
+    """SGLang's scheduler, a child of a decode worker."""
+    for _ in range(100):
+        family = psutil.Process(worker).children(recursive=True)
+        # The kernel keeps 15 characters of a name; psutil completes them where it can read the command line.
+        found = [child for child in family if child.name().startswith("sglang::schedul")]
+        if found:
+            return found[0]
+        await asyncio.sleep(0.05)
+    names = [(child.pid, child.name()) for child in family]
+    raise AssertionError(f"decode worker {worker} has no scheduler among its children {names}")
+
+
 @pytest.mark.parametrize("fault", ["killed", "hung"])
 async def test_clustering_worker_lost_in_a_refresh(
     client: TacticClient, dense: dict[int, Answer], fault: str
@@ -103,12 +116,7 @@ async def test_a_session_outlives_the_engine_that_runs_its_turn(client: TacticCl
             victim = (await workers(client, DECODE))[event.worker_id]
         if isinstance(event, TextDelta) and victim and len(answer.token_ids) >= 10:
             assert victim.worker_id == home
-            scheduler = next(
-                child
-                for child in psutil.Process(victim.pid).children(recursive=True)
-                if "scheduler" in child.name()
-            )
-            scheduler.kill()
+            (await engine_process(victim.pid)).kill()
             restarts, victim = victim.restarts, None
     assert answer.token_ids == expected.token_ids
     assert answer.usage.completion_tokens == STEPS
