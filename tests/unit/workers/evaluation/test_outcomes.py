@@ -1,8 +1,11 @@
+import json
+import operator
 import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tactic.workers.evaluation import accuracy
@@ -127,6 +130,47 @@ def test_a_run_ends_before_a_job_that_would_end_too_late(capsys: pytest.CaptureF
     assert "stopped after 0 of 3: 100 s are over" in capsys.readouterr().err
 
 
+def accuracy_run(out: Path, **changes: object) -> Namespace:
+    """Arguments of `tactic eval accuracy`."""
+    arguments = {
+        **{
+            "methods": ["tactic:guarded"],
+            "thresholds": [0.9],
+            "budget": None,
+            "cluster_size": 32,
+            "seeds": 1,
+        },
+        **{"contexts": [1900], "tasks": ["niah_single_2"], "seconds": None, "device": "cpu"},
+        **{"out": out, "resume": False},
+    }
+    return Namespace(**arguments | changes)
+
+
+def test_a_run_that_was_cut_short_goes_on(
+    tmp_path: Path, checkpoint: Checkpoint, ruler: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "load_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(accuracy, "load_builder", lambda *_: ruler)
+    both = {"tasks": ["niah_single_2", "vt"], "seeds": 2}
+    accuracy.run(accuracy_run(tmp_path / "parts"))
+    accuracy.run(accuracy_run(tmp_path / "parts", **both, resume=True))
+    accuracy.run(accuracy_run(tmp_path / "whole", **both))
+    parts, whole = (
+        json.loads((tmp_path / name / "accuracy.json").read_text()) for name in ("parts", "whole")
+    )
+    key = operator.itemgetter(0, 2, 3)
+    rows, expected = (sorted(run["data"]["outcomes"]["rows"], key=key) for run in (parts, whole))
+    assert len(rows) == 8
+    assert rows == expected
+    for a, b in zip(parts["data"]["heads"], whole["data"]["heads"], strict=True):
+        assert np.allclose(a["selected"], b["selected"], atol=1e-3)
+
+    with pytest.raises(EvaluationError, match=r"was made with thresholds \[0.9\], not \[0.5\]"):
+        accuracy.run(accuracy_run(tmp_path / "parts", thresholds=[0.5], resume=True))
+    with pytest.raises(EvaluationError, match="run without --resume"):
+        accuracy.run(accuracy_run(tmp_path / "none", resume=True))
+
+
 def test_a_run_that_is_out_of_time_keeps_what_it_has(
     tmp_path: Path,
     checkpoint: Checkpoint,
@@ -136,14 +180,10 @@ def test_a_run_that_is_out_of_time_keeps_what_it_has(
 ) -> None:
     monkeypatch.setattr(accuracy, "load_checkpoint", lambda _: checkpoint)
     monkeypatch.setattr(accuracy, "load_builder", lambda *_: ruler)
-    arguments = Namespace(
-        **{"methods": ["oracle"], "thresholds": [0.9], "budget": None, "cluster_size": 32, "seeds": 1},
-        **{"contexts": [1900], "tasks": ["niah_single_2", "unknown"], "seconds": None},
-        **{"device": "cpu", "out": tmp_path / "out"},
-    )
+    arguments = accuracy_run(tmp_path / "out", tasks=["niah_single_2", "unknown"])
     with pytest.raises(EvaluationError, match="unknown"):
         accuracy.run(arguments)
-    assert "| 1900 | oracle | 0.9 |" in (tmp_path / "out" / "accuracy.md").read_text()
+    assert "| 1900 | tactic:guarded | 0.9 |" in (tmp_path / "out" / "accuracy.md").read_text()
     assert "niah_single_2" in capsys.readouterr().out
 
 

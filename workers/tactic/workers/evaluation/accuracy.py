@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from tactic.kernels.estimators import NAMES
 from tactic.workers.evaluation.analysis.result import Result, device_name
 from tactic.workers.evaluation.arguments import (
+    Question,
     add_cluster_size,
     add_contexts,
     add_limit,
@@ -29,7 +29,8 @@ from tactic.workers.evaluation.methods.registry import METHODS as KNOWN
 from tactic.workers.evaluation.model import pick_device
 from tactic.workers.evaluation.outcome import Outcome, Plan
 from tactic.workers.evaluation.progress import Progress
-from tactic.workers.evaluation.tables import all_tables, head_figures
+from tactic.workers.evaluation.records import as_record, load_earlier
+from tactic.workers.evaluation.tables import all_tables
 from tactic.workers.evaluation.tasks.registry import PERPLEXITY, TASKS
 
 # What is served stands first, so that budgets are matched to it.
@@ -40,6 +41,7 @@ DEFAULT = (
     f"tactic-positional:{SERVED}",
     *BUDGETED,
 )
+QUESTION = "accuracy"
 SAVE_EVERY_S = 30.0
 
 
@@ -73,6 +75,9 @@ def configure(parser: ArgumentParser) -> None:
     )
     add_cluster_size(parser)
     add_limit(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from what --out holds of a run that was cut short"
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -85,14 +90,27 @@ def run(arguments: Namespace) -> int:
         BuildIndex(cluster_size=arguments.cluster_size),
     )
     plan.check()
-    outcomes: list[Outcome] = []
+    earlier = load_earlier(arguments.out / f"{QUESTION}.json", arguments) if arguments.resume else None
+    outcomes = list(earlier.outcomes) if earlier else []
     saved = started
 
     def save() -> Path:
-        return _result(arguments, outcomes, time.monotonic() - started).write(arguments.out)
+        seconds = time.monotonic() - started
+        device = device_name(pick_device(arguments.device))
+        if earlier:
+            seconds, device = seconds + earlier.seconds, earlier.device_with(device)
+        result = Result(
+            question=QUESTION,
+            arguments=given(arguments),
+            tables=all_tables(outcomes),
+            device=device,
+            seconds=seconds,
+            data=as_record(outcomes),
+        )
+        return result.write(arguments.out)
 
     try:
-        for found in measure(arguments, plan, started=started):
+        for found in measure(arguments, plan, started=started, done=_samples(outcomes)):
             outcomes += found
             if time.monotonic() - saved > SAVE_EVERY_S:
                 save()
@@ -103,11 +121,13 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def measure(arguments: Namespace, plan: Plan, *, started: float) -> Iterator[list[Outcome]]:
-    """Yields each sample's outcomes."""
+def measure(
+    arguments: Namespace, plan: Plan, *, started: float, done: Container[Question] = ()
+) -> Iterator[list[Outcome]]:
+    """Yields each sample's outcomes, without those that are done."""
     checkpoint = load_checkpoint(arguments)
     builder = load_builder(arguments, checkpoint)
-    todo = questions(arguments)
+    todo = [each for each in questions(arguments) if each not in done]
     progress = Progress(len(todo), started=started, limit=arguments.seconds)
     for seed, context, task in todo:
         if not progress.begin(context, f"{task} at {context:,} tokens"):
@@ -117,24 +137,5 @@ def measure(arguments: Namespace, plan: Plan, *, started: float) -> Iterator[lis
         progress.end()
 
 
-def _result(arguments: Namespace, outcomes: list[Outcome], seconds: float) -> Result:
-    return Result(
-        question="accuracy",
-        arguments=given(arguments),
-        tables=all_tables(outcomes),
-        device=device_name(pick_device(arguments.device)),
-        seconds=seconds,
-        data={"heads": head_figures(outcomes), "outcomes": _columns(outcomes)},
-    )
-
-
-def _columns(outcomes: list[Outcome]) -> dict[str, object]:
-    """Every outcome as a row of values; answers only where they are not wholly right, for reading."""
-    rows = []
-    for each in outcomes:
-        answer = "" if each.score == 1 else each.answer
-        plain = asdict(replace(each, answer=answer, figures=replace(each.figures, heads={})))
-        plain |= plain.pop("figures")
-        del plain["heads"]  # `data.heads` has their means
-        rows.append({name: round(x, 5) if isinstance(x, float) else x for name, x in plain.items()})
-    return {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+def _samples(outcomes: Iterable[Outcome]) -> set[Question]:
+    return {(each.seed, each.context, each.task) for each in outcomes}

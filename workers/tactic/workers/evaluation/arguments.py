@@ -16,6 +16,9 @@ from tactic.workers.evaluation.tasks.episode import STYLES
 from tactic.workers.evaluation.tasks.haystack import Haystack
 from tactic.workers.evaluation.tasks.prompt import PromptBuilder
 
+Question = tuple[int, int, str]
+"""Seed, context and task of a sample."""
+
 QUICKSTART_BOOK = Path("deploy/quickstart/book.txt.xz")
 
 
@@ -100,7 +103,7 @@ def given(arguments: Namespace) -> dict[str, object]:
     return {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
 
 
-def questions(arguments: Namespace) -> list[tuple[int, int, str]]:
+def questions(arguments: Namespace) -> list[Question]:
     """Seed, context and task of every sample; seed by seed, so that a run cut short has asked all alike."""
     return list(product(range(arguments.seeds), arguments.contexts, arguments.tasks))
 

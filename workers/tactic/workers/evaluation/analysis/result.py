@@ -65,8 +65,8 @@ class Result:
         """All of it in plain types; an interval is `{"mean": …, "half_width": …}`."""
         return {
             "question": self.question,
-            "command": " ".join(["tactic eval", *(str(_portable(word)) for word in sys.argv[1:])]),
-            "arguments": {name: _portable(value) for name, value in self.arguments.items()},
+            "command": " ".join(["tactic eval", *(str(portable(word)) for word in sys.argv[1:])]),
+            "arguments": {name: portable(value) for name, value in self.arguments.items()},
             "device": self.device,
             "seconds": round(self.seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,7 +84,7 @@ class Result:
 
     def as_markdown(self) -> str:
         """The tables, each under its heading and above its note."""
-        arguments = ", ".join(f"{name} {_portable(value)}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{name} {portable(value)}" for name, value in self.arguments.items())
         lines = [f"# {self.question}", "", f"{self.device}, {self.seconds:.0f} s; {arguments}.", ""]
         for table in self.tables:
             lines += [f"## {table.title}", "", *_markdown_table(table.rows), "", table.note, ""]
@@ -109,7 +109,7 @@ def device_name(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _portable(value: object) -> object:
+def portable(value: object) -> object:
     """The value for others to read: of paths outside the working directory the name only."""
     if isinstance(value, str | Path) and Path(value).is_absolute():
         path = Path(value)
