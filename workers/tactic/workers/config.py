@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 VARIABLE = "TACTIC_BACKEND"
 """Environment variable that carries a BackendConfig as JSON."""
 
+SHARED_DUTY = 0.05
+"""Without MPS two processes take turns on a GPU, and each turn of the other holds up a decode step."""
+
 
 class IndexConfig(BaseModel):
     """Clustering and selection; the fields mirror `tactic.worker.v1.IndexSpec`."""
@@ -38,6 +41,21 @@ class RefreshConfig(BaseModel):
     scope: Literal["tail", "full"] = "tail"
     placement: Literal["cpu", "colocated", "dedicated"] = "cpu"
     timeout_s: float = Field(default=60.0, gt=0)
+    mps_percentage: int = Field(default=10, ge=0, le=100)
+    """Share of a decode GPU's multiprocessors for a colocated actor, by NVIDIA MPS; 0 runs it without MPS."""
+    duty: float = Field(default=0.0, ge=0, le=1)
+    """Share of the time that an actor computes; 0 takes all of it, or `SHARED_DUTY` colocated without MPS."""
+
+    @property
+    def uses_mps(self) -> bool:
+        """Whether clustering actors and the engine share a GPU through MPS."""
+        return self.placement == "colocated" and self.mps_percentage > 0
+
+    @property
+    def actual_duty(self) -> float:
+        """`duty`, or its default for the placement."""
+        unbounded = self.placement != "colocated" or self.uses_mps
+        return self.duty or (1.0 if unbounded else SHARED_DUTY)
 
 
 class BackendConfig(BaseModel):

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 import torch
 
+from tactic.workers.config import RefreshConfig
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import cluster_pieces, flatten
 from tactic.workers.refresh.messages import RefreshJob, TensorSpec
@@ -73,10 +74,11 @@ class ClusteringWorker:
         specs, views = messages.pack(flatten(clusters))
         return specs, [np.frombuffer(view, np.uint8) for view in views]
 
-    def snapshot(self) -> dict[str, int]:
-        """Process id, counts of jobs since the process started, and the time spent at the present one."""
+    def snapshot(self) -> dict[str, Any]:
+        """Node, process id, counts of jobs since the process started, and time spent at the present one."""
         began = self._began
         return {
+            "node": os.uname().nodename,
             "pid": os.getpid(),
             "jobs_done": self._done,
             "jobs_failed": self._failed,
@@ -84,9 +86,18 @@ class ClusteringWorker:
         }
 
 
-def create_clustering_worker(name: str, *, threads: int, gpus: float) -> Any:
-    """Starts a ClusteringWorker as a Ray actor that Ray restarts when it dies. Returns its handle."""
+def create_clustering_worker(
+    name: str, config: RefreshConfig, options: dict[str, Any], *, threads: int = 1
+) -> Any:
+    """Starts a ClusteringWorker as a Ray actor that Ray restarts when it dies. Returns its handle.
+
+    Args:
+        name: of the actor.
+        config: placement, and how much of a GPU it may take.
+        options: of Ray: resources, and where to run.
+        threads: CPU threads for one job.
+    """
     actor = ray.remote(concurrency_groups={CONTROL: 1})(ClusteringWorker)
-    return actor.options(
-        name=name, num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=1
-    ).remote(threads, "cuda" if gpus else "cpu")
+    return actor.options(name=name, max_restarts=-1, max_task_retries=0, max_concurrency=1, **options).remote(
+        threads, "cpu" if config.placement == "cpu" else "cuda"
+    )

@@ -21,6 +21,7 @@ from tactic.v1.admin_pb2 import (
     WorkerStats,
 )
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
+from tactic.workers.decode.engine import backend_config
 from tactic.workers.decode.worker import create_decode_worker
 from tactic.workers.refresh.worker import create_clustering_worker
 from tactic.workers.sglang.device import engine_device
@@ -63,10 +64,10 @@ class Supervisor:
 
     def start(self) -> None:
         """Starts all workers and begins to watch them, on the running event loop."""
-        placement = self.spec.refresh.placement or "cpu"
+        refresh = backend_config(self.spec, link="").refresh
+        options = {"num_cpus": 0, "num_gpus": 1 if refresh.placement == "dedicated" else 0}
         for entry in self._clustering:
-            gpus = 1.0 if placement == "dedicated" else 0.0
-            entry.handle = create_clustering_worker(entry.record.worker_id, threads=1, gpus=gpus)
+            entry.handle = create_clustering_worker(entry.record.worker_id, refresh, options)
         self._tasks = [
             *(asyncio.create_task(self._watch_clustering(entry)) for entry in self._clustering),
             *(asyncio.create_task(self._keep_decode(entry)) for entry in self._decode),
