@@ -1,183 +1,160 @@
-"""Checks every kernel against its definition over random shapes. Exit code 1 if any case differs.
+"""Checks every kernel against its definition over random scenes. Exit code 1 if any case differs.
 
-python tests/gpu/kernels/check.py --cases 500
+    python tests/gpu/kernels/check.py --cases 600 --out check.json
+
+Kernels compile for a shape, which takes longer than a case runs: each shape gets a process of its own, that
+runs all its cases. Without a GPU, TRITON_INTERPRET=1 runs the shapes that the interpreter can.
 """
 
 import argparse
-import importlib.util
-import random
+import json
+import multiprocessing
+import os
 import sys
 import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-from read_rows import read_rows
+sys.path.insert(0, str(Path(__file__).parent))
+from cases import MismatchError, Tally, check_chain, check_kmeans, check_quest, make_runner
+from scenes import Shape
 
-from tactic.kernels.decode.runner import DecodeRunner
-from tactic.kernels.estimators import estimator_id
-from tactic.kernels.index import clusters_in
-from tactic.kernels.kmeans.naive import initial_positions
-from tactic.kernels.kmeans.naive import kmeans as kmeans_naive
-from tactic.kernels.kmeans.triton import kmeans_pool_triton
-from tactic.kernels.sparse_decode import sparse_decode
-
-CONTEXT = 4096  # of every scene, so that kernels compile once per model shape
-MODELS = [(8, 4, 128), (2, 3, 64), (4, 1, 64), (2, 8, 128), (1, 5, 48)]  # KV heads, group, head dim
-
-
-def scenes() -> ModuleType:
-    path = Path(__file__).parents[2] / "unit" / "kernels" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("kernel_scenes", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_scenes"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def check_kmeans(
-    rng: random.Random, model: tuple[int, int, int], dtype: torch.dtype, device: str, most: int
-) -> str | None:
-    heads, _, dim = model
-    n = rng.choice([1, 17, 64, rng.randint(2, most), most])
-    cluster_size = rng.choice([16, 32, 64])
-    generator = torch.Generator().manual_seed(rng.randint(0, 10**9))
-    pool = torch.full((2 * n + 3, heads, dim), torch.nan, dtype=dtype)
-    ids = torch.randperm(len(pool), generator=generator)[:n]
-    pool[ids] = (torch.randn(n, heads, dim, generator=generator) + rng.choice([0, 3])).to(dtype)
-    keys = pool[ids].transpose(0, 1).contiguous()
-    init = keys[:, initial_positions(n, clusters_in(n, cluster_size), 0)]
-    expected = kmeans_naive(keys, cluster_size, max_iters=5, init=init)
-    actual = kmeans_pool_triton(
-        pool.to(device), ids[None].to(device), cluster_size, max_iters=5, init=init.to(device)
-    )
-    members = actual.members.cpu()
-    if not torch.equal(members.long().sort(-1).values, torch.arange(n).expand(heads, -1)):
-        return f"kmeans n={n}: members are no permutation"
-    if int(actual.sizes.min()) < 1:
-        return f"kmeans n={n}: an empty cluster"
-    labels = torch.repeat_interleave(torch.arange(actual.sizes.shape[1]), actual.sizes[0].cpu().long())
-    own = keys[0, members[0].long()].float() - actual.centroids[0].cpu().float()[labels]
-    spread = (
-        torch.zeros(actual.sizes.shape[1]).index_add_(0, labels, own.square().sum(-1)) / actual.sizes[0].cpu()
-    )
-    if not torch.allclose(spread, actual.spread[0].cpu(), rtol=1e-2, atol=1e-3):
-        return f"kmeans n={n}: the spread is not that of the members"
-    costs = [float((c.spread.cpu() * c.sizes.cpu()).sum()) for c in (actual, expected)]
-    if costs[0] > costs[1] * 1.03 + 1e-2 * n:
-        return f"kmeans n={n} {dtype}: cost {costs[0]:.1f}, the definition reaches {costs[1]:.1f}"
-    return None
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+SHAPES = [
+    Shape(8, 4, 128, 32, BF16, 3),  # Llama 3.1 8B
+    Shape(2, 3, 64, 32, BF16, 4),  # the reference model
+    Shape(8, 4, 128, 32, BF16, 2, kv_dtype=FP8),
+    Shape(8, 4, 128, 32, BF16, 1, fit=True),
+    Shape(8, 1, 128, 32, BF16, 2),
+    Shape(4, 2, 64, 16, BF16, 4),
+    Shape(2, 3, 128, 64, BF16, 5),
+    Shape(4, 4, 64, 32, BF16, 7, kv_dtype=FP8),
+    Shape(2, 5, 128, 32, BF16, 4),
+    Shape(1, 6, 64, 32, BF16, 6),
+    Shape(4, 7, 128, 16, BF16, 2),
+    Shape(4, 8, 128, 64, BF16, 3),
+    Shape(2, 8, 64, 16, BF16, 1, kv_dtype=FP8),
+    Shape(8, 4, 128, 16, FP16, 4),
+    Shape(2, 3, 64, 64, FP16, 8),
+    Shape(2, 8, 128, 32, FP16, 3, fit=True),
+    Shape(4, 1, 64, 32, FP32, 4),
+    Shape(2, 3, 64, 32, FP32, 4, fit=True),
+    Shape(8, 4, 128, 32, FP32, 2),
+    Shape(1, 5, 48, 16, FP32, 3),
+]
+KINDS = ("chain", "kmeans", "chain", "quest", "chain")
 
 
-def check_chain(
-    rng: random.Random,
-    model: tuple[int, int, int],
-    make: object,
-    runners: dict[tuple[object, ...], DecodeRunner],
-    dtype: torch.dtype,
-    device: str,
-) -> str | None:
-    heads, group, dim = model
-    cluster_size = rng.choice([16, 32, 64])
-    requests = []
-    for _ in range(4):
-        segments = [rng.choice([rng.randint(1, 100), rng.randint(1, 1000)]) for _ in range(rng.randint(0, 3))]
-        requests.append((segments, rng.choice([1, rng.randint(1, 300)])))
-    scene = make(  # type: ignore[operator]  # the conftest's factory
-        requests,
-        heads=heads,
-        group=group,
-        dim=dim,
-        cluster_size=cluster_size,
-        dtype=dtype,
-        seed=rng.randint(0, 10**9),
-    )
-    options = scene.options(
-        threshold=rng.choice([0.3, 0.8, 0.95]), estimator=estimator_id(rng.choice(["centroid", "guarded"]))
-    )
-    options.dense[scene.request_slots[0]] = rng.random() < 0.3
-    options.threshold[scene.request_slots[1]] = 1.0
-    there = scene.to(device)
-    key = (heads, group, dim, cluster_size)
-    if key not in runners:
-        runners[key] = DecodeRunner.create(
-            batch=4,
-            query_heads=heads * group,
-            kv_heads=heads,
-            head_dim=dim,
-            context=CONTEXT,
-            segments=8,
-            cluster_size=cluster_size,
-            device=device,
-        )
-    runner = runners[key]
-    for buffer in (
-        runner.scores.keys,
-        runner.scores.spreads,
-        runner.partials.out,
-        runner.partials.lse,
-        runner.cuts,
-    ):
-        buffer.fill_(torch.nan)
-    moved = type(options)(
-        options.threshold.to(device), options.estimator.to(device), options.dense.to(device), 16, 64
-    )
-    runner.plan(there.table, moved, there.request_slots, there.seq_lens)
-    arguments = there.q, there.k_pool, there.v_pool, there.req_to_token, there.arena
-    result, lse = runner.run(*arguments, scale=there.scale, sinks=moved.sinks)
-    expected = scene.decode(options, measure=True)
-    tokens = (result.read.cpu() - expected.read).abs()
-    # Rounding moves a cluster across the cut now and then, in few heads.
-    if int((tokens > 0).sum()) > 2 or int(tokens.max()) > 8 * cluster_size:
-        return f"chain {key} {dtype} {requests}: read {result.read.tolist()}, not {expected.read.tolist()}"
-    rows = read_rows(runner, scene.req_to_token, scene.request_slots, scene.seq_lens, moved.sinks)
-    indptr = torch.tensor([0, *map(len, rows)]).cumsum(0)
-    listed, listed_lse = sparse_decode(
-        scene.q, scene.k_pool, scene.v_pool, torch.cat(rows), indptr, scene.scale
-    )
-    tolerance = 1e-3 if dtype == torch.float32 else 2e-2
-    error = (result.out.cpu().float() - listed.float()).abs().max()
-    if not error <= tolerance:
-        return f"chain {key} {dtype}: output differs by {error}"
-    if not torch.allclose(lse.cpu(), listed_lse, rtol=tolerance, atol=tolerance):
-        return f"chain {key} {dtype}: log-sum-exp differs by {(lse.cpu() - listed_lse).abs().max()}"
-    return None
+@dataclass
+class Result:
+    """Of one shape."""
+
+    shape: str
+    cases: int = 0
+    seconds: float = 0.0
+    compile_s: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+def run_shape(number: int, cases: int, seed: int, kmeans_tokens: int) -> Result:
+    """All cases of one shape; the first of each kind compiles."""
+    torch.set_num_threads(1)
+    shape = SHAPES[number]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = Result(str(shape))
+    began = time.perf_counter()
+    runner = make_runner(shape, device)
+    for case in range(cases):
+        kind = KINDS[case % len(KINDS)]
+        own = seed * 1_000_000 + number * 10_000 + case
+        started = time.perf_counter()
+        try:
+            if kind == "chain":
+                check_chain(shape, runner, own, device, result.tally)
+            elif kind == "kmeans":
+                check_kmeans(shape, own, device, kmeans_tokens)
+            else:
+                check_quest(shape, own, device)
+        except MismatchError as difference:
+            result.failures.append(f"{kind}, seed {own}: {difference}")
+        except Exception:  # a kernel that fails is a finding, too: the other shapes go on
+            result.failures.append(f"{kind}, seed {own}: {traceback.format_exc()}")
+        result.cases += 1
+        if case < len(KINDS):
+            result.compile_s += time.perf_counter() - started
+    result.seconds = time.perf_counter() - began
+    return result
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--kmeans-tokens", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--models", type=int, nargs="+", default=range(len(MODELS)), help="of the shapes in MODELS"
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--cases", type=int, default=600, help="in all, shared out evenly")
+    parser.add_argument("--kmeans-tokens", type=int, default=2000, help="most positions of a k-means case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shapes", type=int, nargs="+", help=f"some of 0 … {len(SHAPES) - 1}")
+    parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="0: in this process")
+    parser.add_argument("--out", type=Path, help="JSON of the result")
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = [torch.float32, torch.bfloat16, torch.float16] if device == "cuda" else [torch.float32]
-    rng = random.Random(arguments.seed)
-    make = scenes().make_scene._fixture_function()
-    runners: dict[tuple[object, ...], DecodeRunner] = {}
-    failures = []
-    began = time.time()
-    for case in range(arguments.cases):
-        dtype = rng.choice(dtypes)
-        model = MODELS[rng.choice(arguments.models)]
-        if case % 3 == 0:
-            failure = check_kmeans(rng, model, dtype, device, arguments.kmeans_tokens)
-        else:
-            failure = check_chain(rng, model, make, runners, dtype, device)
-        if failure:
-            failures.append(failure)
-            print(f"case {case}: {failure}", flush=True)
-        if case % 50 == 49:
-            print(f"{case + 1} cases, {len(failures)} failures, {time.time() - began:.0f} s", flush=True)
-    print(f"{arguments.cases} cases on {device}, {len(failures)} failures, {time.time() - began:.0f} s")
+    numbers = arguments.shapes or [
+        number for number, shape in enumerate(SHAPES) if torch.cuda.is_available() or _interpretable(shape)
+    ]
+    each = -(-arguments.cases // len(numbers))
+    settings = each, arguments.seed, arguments.kmeans_tokens
+    began = time.perf_counter()
+    results = []
+    if arguments.jobs:
+        # A kernel that breaks its CUDA context takes only its own shape along.
+        with ProcessPoolExecutor(
+            arguments.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+        ) as pool:
+            for done in as_completed([pool.submit(run_shape, number, *settings) for number in numbers]):
+                results.append(done.result())
+                _report(results[-1], began)
+    else:
+        for number in numbers:
+            results.append(run_shape(number, *settings))
+            _report(results[-1], began)
+    failures = sum(len(result.failures) for result in results)
+    pairs, ties, heads = (sum(getattr(r.tally, name) for r in results) for name in ("pairs", "ties", "heads"))
+    summary = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter",
+        "cases": sum(result.cases for result in results),
+        "failures": failures,
+        "seconds": time.perf_counter() - began,
+        "pairs": pairs,
+        "ties": ties,
+        "share_gap_mean": sum(result.tally.share_gaps for result in results) / max(1, heads),
+        "share_gap_max": max(result.tally.share_gap for result in results),
+    }
+    print(", ".join(f"{name} {value}" for name, value in summary.items()))
+    if arguments.out:
+        arguments.out.write_text(
+            json.dumps({**summary, "shapes": [asdict(result) for result in results]}, indent=1) + "\n"
+        )
     return 1 if failures else 0
+
+
+def _report(result: Result, began: float) -> None:
+    print(
+        f"[{time.perf_counter() - began:4.0f} s] {result.shape}: {result.cases} cases, "
+        f"{len(result.failures)} failures, {result.seconds:.0f} s ({result.compile_s:.0f} s with compiling)",
+        flush=True,
+    )
+    for failure in result.failures[:5]:
+        print(f"    {failure}", flush=True)
+
+
+def _interpretable(shape: Shape) -> bool:
+    """Triton's interpreter multiplies no bf16 matrices and knows no fp8."""
+    return shape.dtype != BF16 and shape.kv_dtype is None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """How long decode steps take, and other calls."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from tactic.kernels.decode import decode
 from tactic.kernels.estimators import Fit, estimator_id
@@ -56,12 +58,11 @@ def decode_ms(steps: Sequence[Step], indexes: Sequence[Index], options: DecodeOp
     )
     runner.plan(indexes[0].table, options, slot, lengths)
 
-    def on_gpu() -> None:
-        for query, step, index in layers:
-            pool = query, step.keys, step.values, slot_ids
-            runner.run(*pool, index.arena, scale=1.0, sinks=options.sinks)
+    def on_gpu(query: Tensor, step: Step, index: Index) -> None:
+        pool = query, step.keys, step.values, slot_ids
+        runner.run(*pool, index.arena, scale=1.0, sinks=options.sinks)
 
-    return _median_graph_ms(on_gpu) / len(layers)
+    return median_graph_ms([partial(on_gpu, *layer) for layer in layers])
 
 
 def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int) -> float:
@@ -78,18 +79,25 @@ def median_ms(call: Callable[[], object], *, cuda: bool, repeats: int) -> float:
     return median(times[1:])
 
 
-def _median_graph_ms(call: Callable[[], object], *, repeats: int = 15) -> float:
-    """Of a call in a replayed CUDA graph, as in serving."""
+def median_graph_ms(calls: Sequence[Callable[[], object]], *, repeats: int = 30) -> float:
+    """Median milliseconds of a call: all calls, in turn, in one replayed CUDA graph, as in serving.
+
+    Args:
+        calls: each on memory of its own (one per layer), so that none finds its data in a cache.
+        repeats: replays.
+    """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call()
-        call()
+        for call in [*calls, *calls]:  # compiled by the first round
+            call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    graph.replay()
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
     times: list[float] = []
     for _ in range(repeats):
         begin, end = _event(), _event()
@@ -97,7 +105,7 @@ def _median_graph_ms(call: Callable[[], object], *, repeats: int = 15) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end))
+        times.append(begin.elapsed_time(end) / len(calls))
     return median(times)
 
 
