@@ -61,15 +61,16 @@ def test_selection_takes_whole_clusters_and_the_union_holds_them(make_scene: Mak
     assert taken[-1] == ranking.index.ranks
     smallest = sizes.masked_fill(~selected | (sizes == 0), 10**6).amin(-1)
     assert ((taken - ranks < sizes.amax(-1)) | (smallest == 10**6)).all()
-    united = unite(selected, 2)
+    united = unite(selected, ranking.index.sizes)
     assert (united.repeat_interleave(3, 0) | ~selected).all()
     assert torch.equal(united[0], selected[:3].any(0))
+    assert united[1].all(), "one head needs nearly everything"
 
 
 def test_rows_are_sorted_unique_and_of_their_head(make_scene: Maker) -> None:
     scene = make_scene(REQUESTS)
     ranking, evidence = evidence_of(scene)
-    united = unite(select(ranking, torch.full((6,), 400)), 2)
+    united = unite(select(ranking, torch.full((6,), 400)), ranking.index.sizes)
     mask = read_mask(ranking.index, united, 2044)
     rows, counts = map_rows(mask, evidence.slot_ids)
     assert rows.dtype == torch.int32

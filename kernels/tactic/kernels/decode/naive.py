@@ -131,4 +131,4 @@ def _choose(
     clusters = select(ranking, ranks)
     sizes = index.sizes.repeat_interleave(ranking.group, 0)
     selected = sizes.mul(clusters).sum(-1) + always.shape[0]
-    return read_mask(index, unite(clusters, index.sizes.shape[0]), request.length), selected
+    return read_mask(index, unite(clusters, index.sizes), request.length), selected

@@ -16,11 +16,12 @@ from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.triton import plan_step
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.ranking.triton import Scores, score
-from tactic.kernels.selection.fit_triton import find_fit_cuts
-from tactic.kernels.selection.triton import find_cuts
+from tactic.kernels.selection.fit_triton import select_by_fit
+from tactic.kernels.selection.triton import select
 from tactic.kernels.sparse_decode.always import attend_always
+from tactic.kernels.sparse_decode.merge import merge
 from tactic.kernels.sparse_decode.partials import Partials
-from tactic.kernels.sparse_decode.triton import STRIDE, attend
+from tactic.kernels.sparse_decode.triton import attend, teams
 
 _Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
 _FIT = Fit()
@@ -43,8 +44,6 @@ class DecodeRunner:
         processors: multiprocessors of the device.
         fit: settings of that estimator; None saves the launches of its kernels.
         samples: what `fit` measures; None without it.
-        cuts: `[B, Hq]` fp32; score from which on each query head selects.
-        scratch: `[3, …]` int32; of `attend`.
     """
 
     cluster_size: int
@@ -53,9 +52,7 @@ class DecodeRunner:
     step: StepPlan
     scores: Scores
     samples: Samples | None
-    cuts: Tensor
     reads: Reads
-    scratch: Tensor
     partials: Partials
 
     @classmethod
@@ -91,9 +88,9 @@ class DecodeRunner:
             batch=batch, segments=segments, context=context, cluster_size=cluster_size, device=device
         )
         clusters = step.rows.shape[1]
-        splits = _splits(batch, kv_heads, processors)
+        splits = _splits(batch, kv_heads, processors, clusters)
         # A smaller batch is cut into more parts.
-        parts = max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
+        parts = max(n * _splits(n, kv_heads, processors, clusters) for n in range(1, batch + 1))
         heads: dict[str, Any] = {"batch": batch, "query_heads": query_heads, "device": device}
         return cls(
             cluster_size=cluster_size,
@@ -102,11 +99,7 @@ class DecodeRunner:
             step=step,
             scores=Scores.create(kv_heads=kv_heads, clusters=clusters, **heads),
             samples=None if fit is None else Samples.create(clusters=clusters, **heads),
-            cuts=torch.zeros(batch, query_heads, dtype=torch.float32, device=device),
-            reads=Reads.create(kv_heads=kv_heads, context=context, **heads),
-            scratch=torch.zeros(
-                3, kv_heads * (batch * clusters + parts * STRIDE), dtype=torch.int32, device=device
-            ),
+            reads=Reads.create(kv_heads=kv_heads, clusters=clusters, context=context, **heads),
             partials=Partials.create(
                 rows=2 * query_heads * parts, head_dim=head_dim, splits=splits, readers=splits, device=device
             ),
@@ -125,14 +118,14 @@ class DecodeRunner:
 
     def shrink(self, batch: int) -> "DecodeRunner":
         """A runner for fewer requests in the same memory; only one of the two may be in use at a time."""
-        splits = _splits(batch, self.reads.lengths.shape[1], self.processors)
+        heads, clusters = self.scores.sizes.shape[1:]
+        splits = _splits(batch, heads, self.processors, clusters)
         return replace(
             self,
             step=_head(self.step, batch),
             scores=_head(self.scores, batch),
             samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
-            cuts=self.cuts[:batch],
             partials=replace(self.partials, splits=splits, readers=splits),
         )
 
@@ -174,7 +167,7 @@ class DecodeRunner:
             self.partials, self.reads, self.step, q, k_pool, v_pool, req_to_token, scale=scale, sinks=sinks
         )
         score(self.scores, self.step, arena, q, scale=scale, sinks=sinks, scorers=self.scorers)
-        find_cuts(self.cuts, self.scores, self.partials, self.step, sinks=sinks)
+        select(self.reads, self.scores, self.partials, self.step, sinks=sinks)
         if self.fit is not None and self.samples is not None:
             sample(
                 self.samples,
@@ -189,12 +182,10 @@ class DecodeRunner:
                 sinks=sinks,
                 samplers=self.partials.splits,
             )
-            find_fit_cuts(self.cuts, self.samples, self.scores, self.partials, self.step)
+            select_by_fit(self.reads, self.samples, self.scores, self.partials, self.step)
         attend(
             self.partials,
             self.reads,
-            self.scratch,
-            self.cuts,
             self.scores,
             self.step,
             arena,
@@ -203,14 +194,15 @@ class DecodeRunner:
             v_pool,
             req_to_token,
             scale=scale,
-            out=out,
-            lse=lse,
+            sinks=sinks,
         )
+        merge(self.partials, out, lse)
         return DecodeResult(out, self.reads.lengths, self.reads.selected, None), lse
 
 
-def _splits(batch: int, kv_heads: int, processors: int) -> int:
-    return max(_LEAST_SPLITS, min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads)))
+def _splits(batch: int, kv_heads: int, processors: int, clusters: int) -> int:
+    even = min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads))
+    return max(_LEAST_SPLITS, even, teams(clusters))
 
 
 def _head(buffers: _Buffers, batch: int) -> _Buffers:

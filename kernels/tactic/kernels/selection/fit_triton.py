@@ -3,13 +3,13 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.estimators.triton import MARKS, Samples, in_marks, score_range
 from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index_map.reads import WORD, Reads
 from tactic.kernels.ranking.triton import Scores
-from tactic.kernels.selection.triton import load_always
+from tactic.kernels.selection.triton import load_always, mark
 from tactic.kernels.sparse_decode.partials import Partials
 
 _PASSES = 8
@@ -17,10 +17,10 @@ _WAYS = 8
 _CLUSTERS = 4096
 
 
-def find_fit_cuts(cuts: Tensor, samples: Samples, scores: Scores, partials: Partials, plan: StepPlan) -> None:
-    """As `find_cuts`, for requests of `fit`, by its samples."""
+def select_by_fit(reads: Reads, samples: Samples, scores: Scores, partials: Partials, plan: StepPlan) -> None:
+    """As `select`, for requests of `fit`, by its samples."""
     batch, query_heads, most = scores.keys.shape
-    _fit_cut[(batch * query_heads,)](
+    _select_by_fit[(batch * query_heads,)](
         scores.keys,
         samples.log_mass,
         scores.sizes,
@@ -29,15 +29,18 @@ def find_fit_cuts(cuts: Tensor, samples: Samples, scores: Scores, partials: Part
         plan.clusters,
         plan.threshold,
         plan.estimator,
-        cuts,
+        reads.masks,
+        reads.selected,
         query_heads,
         scores.sizes.shape[1],
         most,
+        reads.masks.shape[2],
         SPLITS=partials.splits,
         READERS=partials.readers,
         READERS_PADDED=triton.next_power_of_2(partials.readers),
         MARKS=MARKS,
-        CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(most)),
+        CLUSTERS=max(WORD, min(_CLUSTERS, triton.next_power_of_2(most))),
+        WORD=WORD,
         PASSES=_PASSES,
         WAYS=_WAYS,
         FIT=estimator_id("fit"),
@@ -61,7 +64,7 @@ def _curve_mass(a, b, begin, end, root):
 
 
 @triton.jit
-def _fit_cut(
+def _select_by_fit(
     logits,
     log_mass,
     sizes,
@@ -70,15 +73,18 @@ def _fit_cut(
     clusters,
     threshold,
     estimator,
-    cuts,
+    masks,
+    selected,
     query_heads,
     heads,
     most,
+    words,
     SPLITS: tl.constexpr,
     READERS: tl.constexpr,
     READERS_PADDED: tl.constexpr,
     MARKS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    WORD: tl.constexpr,
     PASSES: tl.constexpr,
     WAYS: tl.constexpr,
     FIT: tl.constexpr,
@@ -157,4 +163,5 @@ def _fit_cut(
         enough = tl.max(tl.where(above >= needed, way, 0))
         low += step * enough
         high = low + step
-    tl.store(cuts + row, tl.where(needed <= 0, float("inf"), low))
+    cut = tl.where(needed <= 0, float("inf"), low)
+    mark(logits, sizes, masks + row.to(tl.int64) * words, selected + row, count, cut, CLUSTERS, WORD)

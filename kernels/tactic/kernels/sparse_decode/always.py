@@ -31,7 +31,7 @@ def attend_always(
 
     Args:
         partials: filled at and above `partials.splits`.
-        reads: `lengths` and `selected` become what is read anyway, `arrived` 0.
+        reads: `lengths` and `selected` become what is read anyway.
         plan: of this step.
         q: `[B, Hq, d]`, contiguous.
         k_pool: `[slots, H, d]`, contiguous.
@@ -54,7 +54,6 @@ def attend_always(
         partials.lse,
         reads.lengths,
         reads.selected,
-        reads.arrived,
         scale,
         heads,
         dim,
@@ -83,7 +82,6 @@ def _attend_always(
     partial_lse,
     lengths,
     selected,
-    arrived,
     scale,
     heads,
     dim,
@@ -112,7 +110,6 @@ def _attend_always(
         member = tl.arange(0, ROWS)
         own = tl.zeros((ROWS,), tl.int32) + always
         tl.store(lengths + pair, always)
-        tl.store(arrived + pair, 0)
         tl.store(selected + pair * GROUP + member, own, mask=member < GROUP)
     query = load_group(q, pair, dim, GROUP, ROWS, D)
     d = tl.arange(0, D)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
-_SLICES = tl.constexpr(4)  # of a head dimension, merged one after the other
 
 
 @dataclass(frozen=True)
@@ -108,50 +107,3 @@ def store_part(
     valid = (mine & filled)[:, None] & (d < dim)[None, :]
     tl.store(out + at[:, None] * dim + d[None, :], total / tl.where(filled, weight, 1.0)[:, None], mask=valid)
     tl.store(lse + at, (peak + tl.log2(weight)) * _LN_2, mask=mine)
-
-
-@triton.jit
-def merge_parts(
-    parts_out,
-    parts_lse,
-    out,
-    lse,
-    pair,
-    begin,
-    parts,
-    dim,
-    GROUP: tl.constexpr,
-    HEADS: tl.constexpr,
-    PARTS: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Adds up the parts from `begin` on of the query heads of a pair; past L1, which may be stale."""
-    row = tl.arange(0, HEADS * PARTS)
-    member = row // PARTS
-    part = row % PARTS
-    at = (pair * GROUP + member).to(tl.int64) * parts + part
-    valid = (member < GROUP) & (part >= begin) & (part < parts)
-    log = tl.load(parts_lse + at, mask=valid, other=-float("inf"), cache_modifier=".cg")
-    by_head = tl.reshape(log, (HEADS, PARTS))
-    peak = tl.max(by_head, axis=1)
-    peak = tl.where(peak == -float("inf"), 0.0, peak)
-    share = tl.exp(by_head - peak[:, None])
-    weight = tl.sum(share, axis=1)
-    filled = weight > 0
-    share = share / tl.where(filled, weight, 1.0)[:, None]
-    head = tl.arange(0, HEADS)
-    target = pair * GROUP + head
-    tl.store(lse + target, peak + tl.log(weight), mask=head < GROUP)
-    for first in tl.static_range(0, D, D // _SLICES):
-        d = first + tl.arange(0, D // _SLICES)
-        # Parts that nothing was read for are undefined.
-        inside = valid[:, None] & (d < dim)[None, :]
-        values = tl.load(
-            parts_out + at[:, None] * dim + d[None, :], mask=inside, other=0.0, cache_modifier=".cg"
-        )
-        values = tl.where((log > -float("inf"))[:, None], values, 0.0)
-        weighted = tl.reshape(values, (HEADS, PARTS, D // _SLICES)) * share[:, :, None]
-        total = tl.sum(weighted, axis=1)
-        target_at = target.to(tl.int64)[:, None] * dim + d[None, :]
-        mask = (head < GROUP)[:, None] & (d < dim)[None, :]
-        tl.store(out + target_at, total.to(out.dtype.element_ty), mask=mask)

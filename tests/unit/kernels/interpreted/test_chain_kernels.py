@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from math import ceil
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from tactic.kernels.estimators import Evidence, estimator_id, position_logits
 from tactic.kernels.estimators.fit import curve_mass, fit_curve
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.ranking import rank
+from tactic.kernels.selection import triton as selection
 from tactic.kernels.sparse_decode import sparse_decode
+from tactic.kernels.sparse_decode import triton as sparse
 
 Maker = Callable[..., "Scene"]  # noqa: F821  # the type lives in conftest
 MIXED = [([300, 130], 70), ([], 40), ([65], 0)]
@@ -83,6 +86,52 @@ def test_the_guarded_estimate_selects_what_its_definition_does(make_scene: Maker
     assert (expected.selected[0] < 1400).all(), "the case must be sparse"
     assert (expected.selected >= 256).all()
     torch.testing.assert_close(out, expected.out, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("module", "constant", "value"),
+    [
+        (sparse, "_WORDS", 1),
+        (sparse, "_EXPANDED", 16),
+        (selection, "_RESIDENT", 0),
+        (selection, "_PASSES", 9),
+    ],
+)
+def test_cuts_of_the_work_do_not_change_the_result(
+    make_scene: Maker,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    constant: str,
+    value: int,
+) -> None:
+    """Teams of programs, lists filled piece by piece, scores that do not fit into registers."""
+    scene = make_scene([([700, 900], 30), ([1200], 1)], cluster_size=16, seed=3)
+    options = scene.options(threshold=0.7, estimator=estimator_id("guarded"))
+    monkeypatch.setattr(selection, "_CHUNK", 64)
+    expected, expected_out, expected_lse = run(scene, options, device)
+    monkeypatch.setattr(module, constant, value)
+    runner, out, lse = run(scene, options, device)
+    assert torch.equal(runner.reads.selected, expected.reads.selected)
+    assert torch.equal(runner.reads.lengths, expected.reads.lengths)
+    torch.testing.assert_close(out, expected_out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-4, atol=1e-5)
+    assert (runner.reads.lengths[0] < 1500).all(), "the case must be sparse"
+
+
+def test_a_head_that_needs_nearly_everything_reads_it(make_scene: Maker, device: str) -> None:
+    scene = make_scene([([300, 130], 70)])
+    scene = dataclasses.replace(scene, q=scene.q.clone())
+    scene.q[:, 0] *= 0.01  # even weights
+    options = scene.options(threshold=0.8, estimator=CENTROID)
+    expected = scene.decode(options)
+    runner, out, _ = run(scene, options, device)
+    assert expected.read[0, 0] == 500
+    assert expected.read[0, 1] < 500
+    assert torch.equal(runner.reads.lengths.cpu(), expected.read)
+    torch.testing.assert_close(out, expected.out, rtol=1e-4, atol=1e-5)
+    for rows, count in zip(listed(scene, runner, 16), expected.read.flatten(), strict=True):
+        assert len(rows.unique()) == count
 
 
 @pytest.mark.parametrize(("estimator", "by_weight"), [("fit", False), ("guarded", True)])

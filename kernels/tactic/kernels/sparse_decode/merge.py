@@ -1,0 +1,59 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""Last launch of a layer: adds up the parts of each query head."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.sparse_decode.partials import Partials
+
+_WARPS = 4
+
+
+def merge(partials: Partials, out: Tensor, lse: Tensor) -> None:
+    """Merges by log-sum-exp.
+
+    Args:
+        partials: all filled.
+        out: `[B, Hq, d]`, filled; 0 where nothing was read.
+        lse: `[B, Hq]` fp32, filled; log of the weight that was read.
+    """
+    batch, query_heads, dim = out.shape
+    parts = partials.splits + partials.readers
+    _merge[(batch * query_heads,)](
+        partials.out,
+        partials.lse,
+        out,
+        lse,
+        parts,
+        dim,
+        PARTS=triton.next_power_of_2(parts),
+        D=triton.next_power_of_2(dim),
+        num_warps=_WARPS,
+        **overlap(out.device),
+    )
+
+
+@triton.jit
+def _merge(
+    parts_out, parts_lse, out, lse, parts, dim, PARTS: tl.constexpr, D: tl.constexpr, OVERLAP: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    d = tl.arange(0, D)
+    wait_for_previous(OVERLAP)
+    start_next(OVERLAP)
+    at = row * parts + part
+    log = tl.load(parts_lse + at, mask=part < parts, other=-float("inf"))
+    filled = log > -float("inf")  # parts that nothing was read for are undefined
+    peak = tl.max(log)
+    peak = tl.where(peak == -float("inf"), 0.0, peak)
+    share = tl.exp(log - peak)
+    weight = tl.sum(share)
+    values = tl.load(
+        parts_out + at[:, None] * dim + d[None, :], mask=filled[:, None] & (d < dim)[None, :], other=0.0
+    )
+    total = tl.sum(values * share[:, None], axis=0) / tl.where(weight > 0, weight, 1.0)
+    tl.store(out + row * dim + d, total.to(out.dtype.element_ty), mask=d < dim)
+    tl.store(lse + row, peak + tl.log(weight))
