@@ -1,4 +1,9 @@
-"""Synthetic Llama-3.1-8B-shaped layers whose oracle needs a set number of tokens."""
+"""Synthetic Llama-3.1-8B-shaped layers whose oracle needs a set number of tokens.
+
+At 128k the oracle needs 900 tokens a query head for P = 0.9, a perfect estimate on our clusters 2.2 times as
+many (1.9 in arXiv 2502.12216), and a group reads 1.5 times what a head selects (1.6 on the reference
+model).
+"""
 
 from dataclasses import dataclass
 
@@ -10,6 +15,7 @@ from tactic.kernels.kmeans import kmeans_pool
 
 SEGMENT = 8192
 _TOPICS = 64  # of a passage of that length
+_NOISE = 0.5
 
 
 @dataclass
@@ -77,17 +83,16 @@ def build(
                 # A passage turns to some of the topics, for 16 tokens at a time.
                 local = torch.randint(len(topics), (_TOPICS,), device=device)
                 topic = local[torch.randint(_TOPICS, (len(ids) // 16 + 1,), device=device)]
-                noise = torch.randn(len(ids), heads, dim, device=device)
+                noise = _NOISE * torch.randn(len(ids), heads, dim, device=device)
                 keys = topics[topic.repeat_interleave(16)[: len(ids)]] + noise
                 k_pool[ids] = keys.to(torch.bfloat16)
         v_pool = torch.randn(slots, heads, dim, device=device, dtype=torch.bfloat16)
-        # A query looks for two topics of its group and two of its own.
-        mixture = torch.randn(batch, heads, group, 4, device=device).abs()
-        shared = torch.randint(len(topics), (batch, heads, 1, 2), device=device).expand(-1, -1, group, -1)
-        own = torch.randint(len(topics), (batch, heads, group, 2), device=device)
+        # The heads of a group look for the same topics, each with weights of its own.
+        picked = torch.randint(len(topics), (batch, heads, 1, 4), device=device).expand(-1, -1, group, -1)
+        shared = torch.randn(batch, heads, 1, 4, device=device).abs()
+        mixture = shared * torch.randn(batch, heads, group, 4, device=device).exp()
         head = torch.arange(heads, device=device)[:, None, None]
-        picked = topics[torch.cat([shared, own], -1), head]
-        q = (mixture[..., None] * picked).sum(3).view(batch, heads * group, dim)
+        q = (mixture[..., None] * topics[picked, head]).sum(3).view(batch, heads * group, dim)
         q = q + 0.5 * torch.randn(batch, heads * group, dim, device=device)
         q, needed = _calibrate(q, k_pool, req_to_token, scale, oracle if structured else context)
         tokens += needed / layers

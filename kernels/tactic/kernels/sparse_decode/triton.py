@@ -22,7 +22,7 @@ _STAGES = 5  # keys are behind indices: this keeps two tiles in flight
 
 def teams(clusters: int) -> int:
     """Groups into which a KV head's programs divide up to `clusters` clusters."""
-    return triton.cdiv(clusters, WORD * _WORDS)
+    return -(-clusters // (WORD * _WORDS))
 
 
 def attend(
