@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, file: Path) -> int:
     ("part", "change", "match"),
     [
         ("engine", {"modelPath": "/nowhere"}, "engine.model_path: no checkpoint at '/nowhere'"),
-        ("engine", {"tensorParallel": 2}, "engine.tensor_parallel"),
+        ("engine", {"tensorParallel": 4}, "engine.tensor_parallel = 4"),
         ("index", {"segmentSize": 1000}, "segment_size"),
         ("index", {"threshold": 1.5}, "threshold"),
         ("refresh", {"enabled": True, "interval": 4096}, "refresh.interval = 4096 must not exceed"),

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +24,8 @@ from tactic.worker.v1.supervisor_pb2_grpc import add_SupervisorServiceServicer_t
 from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
 from tactic.workers.sglang.checks import UnsupportedError
 from tactic.workers.sglang.device import engine_device
+from tactic.workers.supervisor import cluster
+from tactic.workers.supervisor.placement import plan
 from tactic.workers.supervisor.servicer import SupervisorServicer
 from tactic.workers.supervisor.supervisor import Supervisor
 
@@ -43,9 +44,12 @@ def main() -> int:
     except (OSError, json_format.ParseError, UnsupportedError, ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SPEC
-    start_ray(spec)
     try:
+        spec.engine.device = cluster.join(spec)
         asyncio.run(serve(spec))
+    except (UnsupportedError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_SPEC
     finally:
         ray.shutdown()
     return 0
@@ -64,23 +68,12 @@ def check(spec: DeploymentSpec) -> None:
         raise UnsupportedError("decode_workers: at least one is needed")
     if spec.refresh.placement == "colocated":
         raise UnsupportedError("refresh.placement: 'colocated' is not there yet; use 'cpu' or 'dedicated'")
-    if spec.refresh.placement == "dedicated" and engine_device() == "cpu":
-        raise UnsupportedError("refresh.placement: 'dedicated' needs GPUs; use 'cpu'")
-
-
-def start_ray(spec: DeploymentSpec) -> None:
-    """Joins the Ray cluster of the spec, or starts one here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if spec.ray_address:
-        # A cluster that runs already does not have our environment.
-        own = {name: value for name, value in os.environ.items() if name.startswith("TACTIC_")}
-        ray.init(address=spec.ray_address, runtime_env={"env_vars": own}, logging_level=logging.WARNING)
-    else:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    if not spec.ray_address:
+        plan(spec, engine_device())
 
 
 async def serve(spec: DeploymentSpec) -> None:
-    """Serves until a signal asks to end."""
+    """Serves until a signal asks to end. Raises UnsupportedError if the cluster has no room."""
     supervisor = Supervisor(spec)
     server = grpc.aio.server()
     add_SupervisorServiceServicer_to_server(SupervisorServicer(supervisor), server)
@@ -92,10 +85,16 @@ async def serve(spec: DeploymentSpec) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    supervisor.start()
+    starting = asyncio.create_task(supervisor.start(cluster.wait_s(spec)))
+    ended = asyncio.create_task(ending.wait())
     try:
-        await ending.wait()
+        await asyncio.wait((starting, ended), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            await ended
     finally:
+        starting.cancel()
+        ended.cancel()
         await server.stop(grace=0.5)
         await supervisor.stop()
 

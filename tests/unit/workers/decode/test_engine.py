@@ -74,10 +74,15 @@ def test_what_is_set_reaches_the_engine(spec: EngineSpec) -> None:
     assert expected.items() <= engine_arguments(spec).items()
 
 
-def test_the_cpu_runs_one_rank(spec: EngineSpec) -> None:
-    spec.tensor_parallel = 2
-    with pytest.raises(UnsupportedError, match="tensor_parallel"):
-        engine_arguments(spec)
+@pytest.mark.parametrize(("ranks", "fits"), [(1, True), (2, True), (3, False), (4, False), (6, True)])
+def test_heads_are_dealt_out_evenly(spec: EngineSpec, ranks: int, fits: bool) -> None:
+    # 6 query heads, 2 KV heads; with 6 ranks each KV head is held by three.
+    spec.tensor_parallel = ranks
+    if fits:
+        assert engine_arguments(spec)["tp_size"] == ranks
+    else:
+        with pytest.raises(UnsupportedError, match=f"engine.tensor_parallel = {ranks}: .* 6 query heads"):
+            engine_arguments(spec)
 
 
 def test_a_missing_checkpoint_is_named(spec: EngineSpec) -> None:

@@ -50,6 +50,9 @@ def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
     if engine_device() == "cpu":
         # SGLang compiles its seeded sampler for a GPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        # Else it wants a NUMA node for each rank.
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([cores] * _ranks(spec))
     if spec.threads:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
     # Decode graphs read req_to_token to their end; the scheduler must not write the next step's rows before.
@@ -65,10 +68,10 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     Raises:
         UnsupportedError: a setting, or the checkpoint, can't be served.
     """
-    context_length = _context_length(spec, check_checkpoint(spec.model_path))
+    config = check_checkpoint(spec.model_path)
+    context_length = _context_length(spec, config)
+    _check_ranks(spec, config)
     device = engine_device()
-    if device == "cpu" and spec.tensor_parallel > 1:
-        raise UnsupportedError("engine.tensor_parallel: the CPU platform runs one rank; use 1")
     arguments: dict[str, Any] = {
         "model_path": spec.model_path,
         "device": device,
@@ -80,7 +83,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "incremental_streaming_output": True,
         "skip_server_warmup": True,
         "log_level": "info",
-        "tp_size": spec.tensor_parallel or 1,
+        "tp_size": _ranks(spec),
         "page_size": 1,
         "context_length": context_length + RESERVED_POSITIONS,
         "random_seed": spec.random_seed,
@@ -109,6 +112,21 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         if spec.max_running_requests:
             arguments["cuda_graph_max_bs_decode"] = spec.max_running_requests
     return arguments
+
+
+def _ranks(spec: EngineSpec) -> int:
+    return spec.tensor_parallel or 1
+
+
+def _check_ranks(spec: EngineSpec, config: dict[str, Any]) -> None:
+    """Refuses ranks that the heads can't be dealt out to; KV heads fewer than ranks are held by several."""
+    ranks, heads = _ranks(spec), int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise UnsupportedError(
+            f"engine.tensor_parallel = {ranks}: the checkpoint's {heads} query heads and {kv_heads} KV heads "
+            "can't be dealt out evenly to as many ranks; use a divisor of both"
+        )
 
 
 def _context_length(spec: EngineSpec, config: dict[str, Any]) -> int:

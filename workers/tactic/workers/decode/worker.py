@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 64 * 2**20
 HELLO_TIMEOUT_S = 30.0
+EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
 
 
 class DecodeWorker:
@@ -53,7 +54,7 @@ class DecodeWorker:
         """Brings the engine up and listens.
 
         Returns:
-            address, pid, device and the model as protobuf JSON.
+            address, node, pid, device and the model as protobuf JSON.
 
         Raises:
             UnsupportedError: the checkpoint or a setting can't be served.
@@ -98,11 +99,13 @@ class DecodeWorker:
         add_WorkerServiceServicer_to_server(servicer, server)
         host = self._spec.worker_host or "127.0.0.1"
         port = server.add_insecure_port(f"{host}:0")
+        reachable = ray.util.get_node_ip_address() if host in EVERY_INTERFACE else host
         await server.start()
         self._servicer, self._server, self._engine = servicer, server, engine
         self._hub, self._dispatcher = hub, dispatcher
         return {
-            "address": f"{host}:{port}",
+            "address": f"{reachable}:{port}",
+            "node": os.uname().nodename,
             "pid": os.getpid(),
             "device": device,
             "model": json_format.MessageToJson(model),
@@ -131,10 +134,20 @@ class DecodeWorker:
 
 
 def create_decode_worker(
-    worker_id: str, spec: DeploymentSpec, clustering: Sequence[Any], *, gpus: int
+    worker_id: str, spec: DeploymentSpec, clustering: Sequence[Any], options: dict[str, Any]
 ) -> Any:
-    """Creates the Ray actor, not restarted when it dies: its engine needs `start`. Returns its handle."""
+    """Creates the Ray actor, not restarted when it dies: its engine needs `start`.
+
+    Args:
+        worker_id: its name in the deployment.
+        spec: the deployment.
+        clustering: handles of the ClusteringWorker actors that it may ask.
+        options: Ray's, which say where it runs.
+
+    Returns:
+        Its handle.
+    """
     actor = ray.remote(DecodeWorker)
-    return actor.options(num_cpus=0, num_gpus=gpus, max_restarts=0, max_concurrency=1000).remote(
+    return actor.options(max_restarts=0, max_concurrency=1000, **options).remote(
         worker_id, json_format.MessageToJson(spec), list(clustering)
     )

@@ -43,6 +43,8 @@ def register() -> None:
         for module in ("mem_cache.allocation", "model_executor.forward_batch_info"):
             hooks[f"{module}.support_triton"] = (_no_triton, HookType.REPLACE)
         hooks["layers.sampler.murmur_hash32"] = (murmur_hash32, HookType.REPLACE)
+        # SGLang takes an installed NCCL for a reason to use it.
+        hooks["distributed.parallel_state.init_model_parallel_group"] = (_no_nccl, HookType.BEFORE)
     for target, (hook, kind) in hooks.items():
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)
 
@@ -59,6 +61,10 @@ def _create_backend(runner: Any) -> Any:
 
 def _no_triton(_backend: str) -> bool:
     return False
+
+
+def _no_nccl(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"use_pynccl": False}
 
 
 def _before_forward(_worker: Any, batch: Any = None, *_: Any, **__: Any) -> None:

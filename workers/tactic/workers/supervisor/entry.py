@@ -19,20 +19,22 @@ class WorkerEntry:
     """A worker's public record and the Ray handle behind it.
 
     Attributes:
+        number: among the workers of its kind.
         record: what clients see.
         handle: the actor; None while there is none.
         failures: starts in a row that failed.
     """
 
+    number: int
     record: Worker
     handle: Any = None
     failures: int = 0
     draining: bool = field(default=False)
 
     @classmethod
-    def create(cls, worker_id: str, kind: WorkerKind.ValueType) -> WorkerEntry:
+    def create(cls, name: str, number: int, kind: WorkerKind.ValueType) -> WorkerEntry:
         """An entry for a worker that is yet to be started."""
-        return cls(Worker(worker_id=worker_id, kind=kind, state=WORKER_STATE_STARTING))
+        return cls(number, Worker(worker_id=f"{name}-{number}", kind=kind, state=WORKER_STATE_STARTING))
 
     def ready(self) -> None:
         """The worker answers."""

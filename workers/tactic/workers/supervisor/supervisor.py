@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from typing import Any
 
 import ray
@@ -24,8 +23,8 @@ from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.workers.decode.engine import backend_config
 from tactic.workers.decode.worker import create_decode_worker
 from tactic.workers.refresh.worker import create_clustering_worker
-from tactic.workers.sglang.device import engine_device
 from tactic.workers.supervisor.entry import WorkerEntry
+from tactic.workers.supervisor.placement import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +39,23 @@ class Supervisor:
     A decode worker that dies is made anew, with its engine; a clustering actor is restarted by Ray itself.
 
     Args:
-        spec: what is to run; Ray must be initialised.
+        spec: what is to run; `engine.device` is "cuda" or "cpu". Ray must be initialised.
+
+    Raises:
+        UnsupportedError: the placement needs GPUs, and the engines run without.
     """
 
     def __init__(self, spec: DeploymentSpec) -> None:
         self.spec = spec
         self.model: Model | None = None
         self.changed = asyncio.Condition()
-        self._gpus = max(1, spec.engine.tensor_parallel) if engine_device() == "cuda" else 0
+        self._placement = Placement(spec, spec.engine.device)
         self._clustering = [
-            WorkerEntry.create(f"clustering-{i}", WORKER_KIND_CLUSTERING)
-            for i in range(spec.clustering_workers)
+            WorkerEntry.create("clustering", number, WORKER_KIND_CLUSTERING)
+            for number in range(spec.clustering_workers)
         ]
         self._decode = [
-            WorkerEntry.create(f"decode-{i}", WORKER_KIND_DECODE) for i in range(spec.decode_workers)
+            WorkerEntry.create("decode", number, WORKER_KIND_DECODE) for number in range(spec.decode_workers)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -62,11 +64,19 @@ class Supervisor:
         """The records of all workers."""
         return [entry.record for entry in (*self._decode, *self._clustering)]
 
-    def start(self) -> None:
-        """Starts all workers and begins to watch them, on the running event loop."""
+    async def start(self, wait_s: float) -> None:
+        """Starts all workers and begins to watch them.
+
+        Args:
+            wait_s: longest that the Ray cluster may take to have room.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        await self._placement.reserve(wait_s)
         refresh = backend_config(self.spec, link="").refresh
-        options = {"num_cpus": 0, "num_gpus": 1 if refresh.placement == "dedicated" else 0}
         for entry in self._clustering:
+            options = self._placement.clustering(entry.number)
             entry.handle = create_clustering_worker(entry.record.worker_id, refresh, options)
         self._tasks = [
             *(asyncio.create_task(self._watch_clustering(entry)) for entry in self._clustering),
@@ -85,6 +95,7 @@ class Supervisor:
         for entry in (*self._decode, *self._clustering):
             if entry.handle is not None:
                 ray.kill(entry.handle)
+        self._placement.remove()
 
     async def drain(self, worker_id: str) -> Worker:
         """No new requests for a decode worker.
@@ -106,10 +117,12 @@ class Supervisor:
 
     async def _keep_decode(self, entry: WorkerEntry) -> None:
         """Runs a decode worker, and another each time it dies."""
+        servants = [self._clustering[number].handle for number in self._placement.servants(entry.number)]
         while True:
-            entry.handle = create_decode_worker(
-                entry.record.worker_id, self.spec, [e.handle for e in self._clustering], gpus=self._gpus
-            )
+            # Its node may have died.
+            await self._placement.room(entry.number)
+            options = self._placement.decode(entry.number)
+            entry.handle = create_decode_worker(entry.record.worker_id, self.spec, servants, options)
             try:
                 await self._run_decode(entry)
             except ray.exceptions.RayError as error:
@@ -130,7 +143,7 @@ class Supervisor:
         self.model = json_format.Parse(info["model"], Model())
         record = entry.record
         record.address, record.pid, record.device = info["address"], info["pid"], info["device"]
-        record.model, record.node = self.model.name, os.uname().nodename
+        record.model, record.node = self.model.name, info["node"]
         if entry.draining:
             await entry.handle.drain.remote()
         entry.ready()
@@ -144,7 +157,7 @@ class Supervisor:
         record = entry.record
         while True:
             try:
-                info: dict[str, int] = await entry.handle.snapshot.remote()
+                info: dict[str, Any] = await entry.handle.snapshot.remote()
             except ray.exceptions.RayActorError:
                 if record.state != WORKER_STATE_DEAD:
                     logger.warning("%s died; Ray restarts it", record.worker_id)
@@ -154,7 +167,7 @@ class Supervisor:
                 continue
             record.restarts += bool(record.pid) and record.pid != info["pid"]
             changed = record.pid != info["pid"] or record.state == WORKER_STATE_DEAD
-            record.pid, record.node = info["pid"], os.uname().nodename
+            record.pid, record.node = info["pid"], info["node"]
             record.stats.jobs_done, record.stats.jobs_failed = info["jobs_done"], info["jobs_failed"]
             entry.ready()
             if changed:
