@@ -131,9 +131,14 @@ class Engine:
     async def stream(
         self, prompt: Sequence[int], tokens: int, tactic: dict[str, Any], **arguments: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """SGLang's outputs of one request, as they come; greedy, and always as many tokens as asked for."""
+        """SGLang's outputs of one request, as they come.
+
+        It may end early, at the end-of-text token: for others, SGLang keeps room for all that they may become
+        and retracts none.
+        """
+        parameters = greedy(tokens, tactic) | {"ignore_eos": False}
         outputs = await self.sglang.async_generate(
-            input_ids=list(prompt), sampling_params=greedy(tokens, tactic), stream=True, **arguments
+            input_ids=list(prompt), sampling_params=parameters, stream=True, **arguments
         )
         async for output in outputs:
             yield output
@@ -170,7 +175,7 @@ class Engine:
 
 
 def greedy(tokens: int, tactic: dict[str, Any]) -> dict[str, Any]:
-    """SGLang's sampling parameters."""
+    """SGLang's sampling parameters: always as many tokens as asked for."""
     return {
         "temperature": 0,
         "max_new_tokens": tokens,

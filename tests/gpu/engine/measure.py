@@ -1,46 +1,35 @@
-"""Times decoding in SGLang on a GPU: the tactic backend beside dense FlashInfer, on one checkpoint.
+"""Times decoding in SGLang on a GPU: the tactic backend beside dense FlashInfer, on one checkpoint or shape.
 
-    python tests/gpu/engine/measure.py --model DIR --context 120000 --batches 1 3 --out result.json
+    python tests/gpu/engine/measure.py --model llama-3.1-8b --context 120000 --batches 1 3 --out engine.json
 
-With `--shape llama-3.1-8b` a configuration with random weights is made; attention is then nearly uniform, so
-the threshold decides how much is read: the result states that share. With a real checkpoint, `--equal`
-compares greedy output at P = 1 with dense output, token for token.
+A shape gets random weights. Left as SGLang draws them, attention is uniform and everything must be read, so
+embeddings, norms, queries and keys are replaced by structured ones (`structured.py`), calibrated so that an
+oracle needs about 900 tokens a head; `--weights plain` leaves them. The result says which, and what was read.
 """
 
 import argparse
 import json
-import os
-import random
 import statistics
-import tempfile
+import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import zmq
+import torch
 
-from tactic.workers.config import BackendConfig, IndexConfig, RefreshConfig
-from tactic.workers.refresh.messages import RequestReport, decode_to_worker
+sys.path.insert(0, str(Path(__file__).parent))
+from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
+from structured import ModelShape, Weights
+from structured import prompt as structured_prompt
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tactic.workers.config import IndexConfig
+from tactic.workers.refresh.messages import RequestReport
+
+Prompt = Callable[[int], list[int]]
+WARM_UP = 20
+"""Tokens whose times are not counted: until then the batch is not complete."""
 
 
 def main() -> None:
@@ -48,154 +37,143 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="checkpoint directory")
-    parser.add_argument("--shape", choices=["llama-3.1-8b"], help="random weights of this shape instead")
+    parser.add_argument("--model", default="llama-3.1-8b", help=f"directory, or one of {', '.join(SHAPES)}")
+    parser.add_argument("--weights", choices=["structured", "plain"], default="structured")
     parser.add_argument("--context", type=int, default=120_000, help="prompt tokens")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--steps", type=int, default=100, help="tokens timed per request")
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--estimator", default=IndexConfig().estimator)
-    parser.add_argument("--equal", type=int, default=0, help="prompts on which P = 1 is compared with dense")
     parser.add_argument("--backends", nargs="+", default=["flashinfer", "tactic"])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    model = arguments.model or _random_model()
+    prepare_environment()
     results: dict[str, Any] = {
-        "device": _device(),
-        "arguments": {k: str(v) for k, v in vars(arguments).items()},
+        "device": device_name(),
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
     }
     for backend in arguments.backends:
-        results[backend] = measure(str(model), backend, arguments)
-        arguments.out.write_text(json.dumps(results, indent=1))
-    _compare(results, arguments)
-    arguments.out.write_text(json.dumps(results, indent=1))
+        results[backend] = measure(backend, arguments)
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    table = _table(results, arguments)
+    arguments.out.with_suffix(".md").write_text(table)
+    print(table)
 
 
-def measure(model: str, backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs one engine and returns its times, outputs and reads."""
-    import sglang
-
-    link = f"ipc://{tempfile.mkdtemp()}/link"
-    socket = zmq.Context.instance().socket(zmq.ROUTER)
-    socket.bind(link)
-    BackendConfig(
-        index=IndexConfig(estimator=arguments.estimator), refresh=RefreshConfig(enabled=False), link=link
-    ).to_environment()
+def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs one engine and returns its times and reads."""
     started = time.monotonic()
-    engine = sglang.Engine(
-        model_path=model,
-        load_format="dummy" if arguments.shape else "auto",
-        skip_tokenizer_init=True,
-        attention_backend=backend,
-        sampling_backend="pytorch",
-        grammar_backend="none",
-        skip_server_warmup=True,
-        cuda_graph_backend_prefill="disabled",
+    with Engine(
+        arguments.model,
+        backend,
+        index=IndexConfig(estimator=arguments.estimator),
         cuda_graph_max_bs_decode=max(arguments.batches),
         max_running_requests=max(*arguments.batches, 4),
         context_length=arguments.context + 4096,
-        incremental_streaming_output=True,
         log_level="info",
-    )
-    result: dict[str, Any] = {"start_s": time.monotonic() - started}
-    print(f"{backend}: engine up after {result['start_s']:.0f} s", flush=True)
-    tactic = {"tactic": {"threshold": arguments.threshold}}
-    for batch in arguments.batches:
-        prompts = [_prompt(arguments.context, seed) for seed in range(batch)]
-        # Prefill first and alone, so that the requests of the batch decode together from their first token.
-        started = time.monotonic()
-        for prompt in prompts:
-            _generate(engine, [prompt], 1, tactic)
-        prefill = time.monotonic() - started
-        times = _step_times(engine, prompts, arguments.steps, tactic)
-        result[f"batch_{batch}"] = {
-            "prefill_s": prefill / batch,
-            "ms_per_step_median": statistics.median(times),
-            "ms_per_step_p99": sorted(times)[int(len(times) * 0.99)],
-            "read_share": _read_share(socket),
-        }
-        print(backend, batch, result[f"batch_{batch}"], flush=True)
-    if arguments.equal:
-        options = {"tactic": {"threshold": 1.0}}
-        prompts = [_prompt(200 * (i + 1) ** 2 % 7000 + 50, 1000 + i) for i in range(arguments.equal)]
-        result["outputs"] = [_generate(engine, [prompt], 64, options)[0] for prompt in prompts]
-    engine.shutdown()
+    ) as engine:
+        result: dict[str, Any] = {"start_s": time.monotonic() - started}
+        print(f"{backend}: engine up after {result['start_s']:.0f} s", flush=True)
+        prompt, result["weights"] = _weights(engine, arguments)
+        tactic = {"threshold": arguments.threshold}
+        for batch in arguments.batches:
+            prompts = [prompt(seed) for seed in range(batch)]
+            engine.messages()
+            # Prefilled first and alone, so that the requests of the batch decode together.
+            prefills = []
+            for each in prompts:
+                began = time.monotonic()
+                engine.generate([each], 1, tactic)
+                prefills.append(time.monotonic() - began)
+            times = _step_times(engine, prompts, arguments.steps, tactic)
+            result[f"batch_{batch}"] = {
+                # Of the prompt that no batch before had.
+                "prefill_s": prefills[-1],
+                "ms_per_step_median": statistics.median(times),
+                "ms_per_step_p99": sorted(times)[int(len(times) * 0.99)],
+                "steps": len(times),
+            } | _reads(engine, batch)
+            print(backend, batch, result[f"batch_{batch}"], flush=True)
     return result
 
 
-def _generate(engine: Any, prompts: list[list[int]], tokens: int, options: dict[str, Any]) -> list[list[int]]:
-    parameters = {
-        "temperature": 0,
-        "max_new_tokens": tokens,
-        "ignore_eos": True,
-        "sampling_seed": 1,
-        "custom_params": options,
+def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dict[str, Any]]:
+    """Gives the engine its weights; prompts for them by seed, and what is to be said of them."""
+    length = arguments.context
+    if arguments.model not in SHAPES or arguments.weights == "plain":
+        kind = "a checkpoint's" if arguments.model not in SHAPES else "random, as SGLang draws them"
+        return lambda seed: random_prompt(length, seed), {"kind": kind}
+    shape = ModelShape.of(SHAPES[arguments.model])
+    began = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = Weights.create(shape, structured_prompt(length, 0, shape), seed=0, device=device)
+    for tensors in weights.tensors():
+        engine.sglang.update_weights_from_tensor(tensors)
+    about = {
+        "kind": "random, structured and calibrated: see structured.py",
+        "oracle_tokens": statistics.mean(weights.needed),
+        "seconds": time.monotonic() - began,
     }
-    return [o["output_ids"] for o in engine.generate(input_ids=prompts, sampling_params=parameters)]
+    print(f"weights: {about}", flush=True)
+    del weights
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return lambda seed: structured_prompt(length, seed, shape), about
 
 
-def _step_times(engine: Any, prompts: list[list[int]], steps: int, options: dict[str, Any]) -> list[float]:
+def _step_times(engine: Engine, prompts: list[list[int]], steps: int, tactic: dict[str, Any]) -> list[float]:
     """Milliseconds between tokens of the last request to start, prefixes being cached."""
-    parameters = {
-        "temperature": 0,
-        "max_new_tokens": steps + 20,
-        "ignore_eos": True,
-        "sampling_seed": 1,
-        "custom_params": options,
-    }
     stamps: dict[int, list[float]] = {}
-    for output in engine.generate(input_ids=prompts, sampling_params=parameters, stream=True):
+    outputs = engine.sglang.generate(
+        input_ids=prompts, sampling_params=greedy(steps + WARM_UP, tactic), stream=True
+    )
+    for output in outputs:
         stamps.setdefault(output.get("index", 0), []).append(time.monotonic())
     last = max(stamps.values(), key=lambda times: times[0])
-    return [1e3 * (b - a) for a, b in pairwise(last[10:])]
+    return [1e3 * (b - a) for a, b in pairwise(last[WARM_UP:])]
 
 
-def _read_share(socket: Any) -> float | None:
-    """Positions read / positions, mean over layers, of the last request that decoded; None from a dense
-    backend."""
-    share = None
-    while socket.poll(500):
-        message = decode_to_worker(socket.recv_multipart()[1])
-        if isinstance(message, RequestReport) and message.decode_steps > 1:
-            share = statistics.mean(message.read_share_per_layer)
-    return share
+def _reads(engine: Engine, batch: int) -> dict[str, Any]:
+    """Shares of the positions that were read by the requests that decoded; empty from a dense backend."""
+    reports = [
+        message
+        for message in engine.messages(1.0)
+        if isinstance(message, RequestReport) and message.decode_steps > 1
+    ][-batch:]
+    if not reports:
+        return {}
+    shares = [share for report in reports for share in report.read_share_per_layer]
+    return {
+        "read_share": statistics.mean(shares),
+        "read_share_of_layers": [min(shares), max(shares)],
+        "dense_steps": sum(report.dense_steps for report in reports),
+    }
 
 
-def _compare(results: dict[str, Any], arguments: argparse.Namespace) -> None:
-    if not {"flashinfer", "tactic"} <= results.keys():
-        return
+def _table(results: dict[str, Any], arguments: argparse.Namespace) -> str:
+    weights = next(results[backend]["weights"] for backend in arguments.backends)
+    about = f"weights {weights['kind']}"
+    if "oracle_tokens" in weights:
+        about += f" (an oracle needs {weights['oracle_tokens']:.0f} tokens a head)"
+    lines = [
+        f"{results['device']}, SGLang, {arguments.model}, {arguments.context:,} tokens, P = "
+        f"{arguments.threshold}, {about}.",
+        "",
+        "| batch | backend | ms a step: median | p99 | prefill s | read | dense / this |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for batch in arguments.batches:
-        dense, sparse = (results[b][f"batch_{batch}"]["ms_per_step_median"] for b in ("flashinfer", "tactic"))
-        print(f"batch {batch}: dense {dense:.2f} ms, tactic {sparse:.2f} ms a step: {dense / sparse:.2f}x")
-    if arguments.equal:
-        pairs = list(zip(results["flashinfer"]["outputs"], results["tactic"]["outputs"], strict=True))
-        results["equal"] = sum(a == b for a, b in pairs)
-        first = [
-            next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None) for a, b in pairs
-        ]
-        print(
-            f"P = 1 equals dense on {results['equal']} of {len(pairs)} prompts; first differences at {first}"
-        )
-
-
-def _prompt(length: int, seed: int) -> list[int]:
-    generator = random.Random(seed)
-    return [generator.randrange(3, 3000) for _ in range(length)]
-
-
-def _random_model() -> Path:
-    directory = Path(tempfile.mkdtemp())
-    (directory / "config.json").write_text(json.dumps(LLAMA_8B))
-    return directory
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name()
+        dense = results.get("flashinfer", {}).get(f"batch_{batch}")
+        for backend in arguments.backends:
+            row = results[backend][f"batch_{batch}"]
+            read = f"{row['read_share']:.1%}" if "read_share" in row else "all"
+            ratio = f"{dense['ms_per_step_median'] / row['ms_per_step_median']:.2f}" if dense else ""
+            lines.append(
+                f"| {batch} | {backend} | {row['ms_per_step_median']:.2f} | {row['ms_per_step_p99']:.2f} "
+                f"| {row['prefill_s']:.2f} | {read} | {ratio} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK", "1")
-    os.environ.setdefault("SGLANG_FORCE_COARSE_WAR_BARRIER", "1")
     main()

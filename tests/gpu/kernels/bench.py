@@ -1,65 +1,99 @@
-"""Times the decode chain against dense FlashInfer on one GPU; prints a table, writes JSON.
+"""Times the decode chain beside dense FlashInfer and Quest on one GPU: JSON, and a Markdown table beside it.
 
-python tests/gpu/kernels/bench.py --out results.json
+    python tests/gpu/kernels/bench.py --out decode.json
+    python tests/bench/plot_decode.py decode.json          # where there is matplotlib
+
+All times are medians of CUDA-graph replays over several layers, each with its own memory.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 sys.path.insert(0, str(Path(__file__).parent))
+from captured import capture
+from peers.quest import PAGE, QuestRunner, build_pages
+from prefill import layer_prefill_ms
 from read_rows import read_rows
-from timing import graph_us
+from report import markdown
 from workload import Layer, Workload, build, logits_of
 
-from tactic.kernels.decode import DecodeResult
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit, estimator_id
-from tactic.kernels.estimators.triton import sample
 from tactic.kernels.index import DecodeOptions
-from tactic.kernels.ranking.triton import score
-from tactic.kernels.selection.fit_triton import find_fit_cuts
-from tactic.kernels.selection.triton import find_cuts
-from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
-from tactic.kernels.sparse_decode.triton import attend
+from tactic.workers.evaluation.analysis.cost import median_graph_ms
 
-CASES = {  # name: context, batch, layers, structured
-    "128k x 1": (131072, 1, 6, True),
-    "128k x 4": (131072, 4, 3, True),
-    "32k x 8": (32768, 8, 3, True),
-    "1M x 1": (1048576, 1, 2, True),
-    "128k x 1, no structure": (131072, 1, 3, False),
-    "2k x 8, short": (2048, 8, 6, True),
+CASES: dict[str, dict[str, Any]] = {
+    "128k x 1": {"context": 131072, "batch": 1, "layers": 6},
+    "128k x 4": {"context": 131072, "batch": 4, "layers": 3},
+    "32k x 8": {"context": 32768, "batch": 8, "layers": 3},
+    "1M x 1": {"context": 1048576, "batch": 1, "layers": 2},
+    "128k x 1, no structure": {"context": 131072, "batch": 1, "layers": 3, "structured": False},
+    "2k x 8, short": {"context": 2048, "batch": 8, "layers": 6},
 }
+CAPTURED = "128k x 1, captured"
+TAIL = 1024
+QUEST_MULTIPLES = (1, 2, 4, 8)
+"""Budgets of Quest, as multiples of what Tactic read: at 1 and, for an equal share, beyond."""
+
+
+@dataclass
+class QuestRow:
+    """Quest at one budget. `us`: with the faster of its own attention and FlashInfer's."""
+
+    budget: int
+    us: float
+    own_us: float
+    flashinfer_us: float | None
+    share_mean: float
+    share_min: float
+    success_rate: float
 
 
 @dataclass
 class Row:
+    """One case and estimator. Times are µs a layer; reads are positions."""
+
     case: str
     estimator: str
+    about: str
+    context: int
+    batch: int
     dense_us: float = 0.0
     chain_us: float = 0.0
+    plan_us: float = 0.0
     speedup: float = 0.0
-    stages_us: dict[str, float] = field(default_factory=dict)
+    kernels_us: dict[str, float] = field(default_factory=dict)
     flashinfer_us: float = 0.0
     read_per_kv_head: float = 0.0
     selected_per_query_head: float = 0.0
     oracle_per_query_head: float = 0.0
+    share_selected: float = 0.0
     share_mean: float = 0.0
     share_min: float = 0.0
     success_rate: float = 0.0
     output_error: float = 0.0
     index_build_ms: float = 0.0
+    index_of_prefill: float = 0.0
     floor_us: float = 0.0
+    chain_over_floor: float = 0.0
+    quest: list[QuestRow] = field(default_factory=list)
+
+
+def graph_us(calls: Sequence[Callable[[], object]]) -> float:
+    """Median µs of one of the calls."""
+    return 1e3 * median_graph_ms(calls)
 
 
 def dense_calls(work: Workload) -> list[Callable[[], object]]:
@@ -100,14 +134,16 @@ def dense_calls(work: Workload) -> list[Callable[[], object]]:
     ]
 
 
-def workload(name: str) -> Workload:
-    context, batch, layers, structured = CASES[name]
-    tail = min(1024, context // 2)
-    return build(context=context, batch=batch, layers=layers, structured=structured, tail=tail)
+def measure(name: str, work: Workload, estimator: str, threshold: float, bandwidth: float) -> Row:
+    """One case: what was reached, and the speed of everything.
 
-
-def measure(name: str, work: Workload, estimator: str, threshold: float) -> Row:
-    """One case: speed of every stage, and what was reached."""
+    Args:
+        name: of the case.
+        work: its layers.
+        estimator: of all requests.
+        threshold: P.
+        bandwidth: bytes that the device moves in a µs.
+    """
     batch, context = work.req_to_token.shape
     first = work.layers[0]
     query_heads, dim = first.q.shape[1:]
@@ -128,133 +164,59 @@ def measure(name: str, work: Workload, estimator: str, threshold: float) -> Row:
         batch, threshold=threshold, estimator=estimator_id(estimator), device="cuda", min_clustered=4096
     )
     runner.plan(work.table, options, work.request_slots, work.seq_lens)
-    row = Row(name, estimator, oracle_per_query_head=work.oracle_tokens, index_build_ms=work.build_ms)
+    row = Row(name, estimator, work.about, context, batch)
+    row.oracle_per_query_head, row.index_build_ms = work.oracle_tokens, work.build_ms
+    row.index_of_prefill = work.build_ms / layer_prefill_ms(context)
 
     dense = dense_calls(work)
-    reach(row, work, runner, options, dense)
+    lists = reach(row, work, runner, options, dense)
     row.dense_us = graph_us(dense)
-    row.chain_us = graph_us([partial(whole, runner, layer, work, options) for layer in work.layers])
+    chain = [partial(whole, runner, layer, work, options) for layer in work.layers]
+    row.chain_us = graph_us(chain)
     row.speedup = row.dense_us / row.chain_us
-    row.stages_us = stage_times(runner, work, options)
-    row.stages_us["plan (once a step)"] = graph_us(
-        [partial(runner.plan, work.table, options, work.request_slots, work.seq_lens)]
-    )
-    moved = row.read_per_kv_head * heads * batch * dim * 4
-    index_bytes = batch * heads * context // first.arena.cluster_size * (dim * 2 + 12)
-    row.floor_us = (moved + index_bytes) / 3.0e6  # 3.0 TB/s, an H100's copy bandwidth
-    row.flashinfer_us = flashinfer_time(runner, work, options)
+    row.kernels_us = kernel_times(chain)
+    row.plan_us = graph_us([partial(runner.plan, work.table, options, work.request_slots, work.seq_lens)])
+    position_bytes = 4 * dim + 6  # key, value, the member's number, its slot
+    cluster_bytes = 2 * dim + 12  # centroid, spread, first member, size
+    moved = row.read_per_kv_head * position_bytes + context / first.arena.cluster_size * cluster_bytes
+    row.floor_us = batch * heads * moved / bandwidth
+    row.chain_over_floor = row.chain_us / row.floor_us
+    row.flashinfer_us = flashinfer_time(work, lists)
+    budget = round(row.read_per_kv_head / PAGE)
+    pages = -(-context // PAGE)
+    for multiple in QUEST_MULTIPLES:
+        if 2 <= multiple * budget < pages:
+            row.quest.append(measure_quest(work, multiple * budget, threshold))
+            if row.quest[-1].share_mean >= row.share_mean:
+                break
     return row
 
 
-def whole(
-    runner: DecodeRunner, layer: Layer, work: Workload, options: DecodeOptions
-) -> tuple[DecodeResult, torch.Tensor]:
-    return runner.run(
-        layer.q,
-        layer.k_pool,
-        layer.v_pool,
-        work.req_to_token,
-        layer.arena,
-        scale=work.scale,
-        sinks=options.sinks,
-    )
+def whole(runner: DecodeRunner, layer: Layer, work: Workload, options: DecodeOptions) -> Any:
+    """One layer of the chain."""
+    pools = layer.q, layer.k_pool, layer.v_pool, work.req_to_token, layer.arena
+    return runner.run(*pools, scale=work.scale, sinks=options.sinks)
 
 
-def stage_times(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> dict[str, float]:
-    """Each launch alone, over all layers, on the buffers of a whole run."""
-    whole(runner, work.layers[-1], work, options)
-    out = torch.empty_like(work.layers[0].q)
-    lse = torch.empty(out.shape[:2], device="cuda")
-
-    def always_layer(layer: Layer) -> None:
-        attend_always(
-            runner.partials,
-            runner.reads,
-            runner.step,
-            layer.q,
-            layer.k_pool,
-            layer.v_pool,
-            work.req_to_token,
-            scale=work.scale,
-            sinks=options.sinks,
-        )
-
-    def score_layer(layer: Layer) -> None:
-        always_layer(layer)
-        score(
-            runner.scores,
-            runner.step,
-            layer.arena,
-            layer.q,
-            scale=work.scale,
-            sinks=options.sinks,
-            scorers=runner.scorers,
-        )
-
-    def cut_layer(_: Layer) -> None:
-        find_cuts(runner.cuts, runner.scores, runner.partials, runner.step, sinks=options.sinks)
-
-    def sample_layer(layer: Layer) -> None:
-        assert runner.samples is not None
-        sample(
-            runner.samples,
-            runner.scores,
-            runner.step,
-            layer.arena,
-            layer.q,
-            layer.k_pool,
-            work.req_to_token,
-            Fit(),
-            scale=work.scale,
-            sinks=options.sinks,
-            samplers=runner.partials.splits,
-        )
-
-    def fit_cut_layer(_: Layer) -> None:
-        assert runner.samples is not None
-        find_fit_cuts(runner.cuts, runner.samples, runner.scores, runner.partials, runner.step)
-
-    def attend_layer(layer: Layer) -> None:
-        runner.reads.arrived.zero_()
-        runner.reads.lengths.fill_(always)
-        attend(
-            runner.partials,
-            runner.reads,
-            runner.scratch,
-            runner.cuts,
-            runner.scores,
-            runner.step,
-            layer.arena,
-            layer.q,
-            layer.k_pool,
-            layer.v_pool,
-            work.req_to_token,
-            scale=work.scale,
-            out=out,
-            lse=lse,
-        )
-
-    always = int(work.seq_lens[0] - runner.step.clustered[0]) + options.sinks
-    stages = {
-        "sinks and tail": always_layer,
-        "with score": score_layer,
-        "cut": cut_layer,
-        "attend (and two fills)": attend_layer,
+def kernel_times(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
+    """µs a layer of each kernel, by the profiler; one that waits for the one before it overlaps with it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+    times = {
+        event.key: event.self_device_time_total / len(calls)
+        for event in profile.key_averages()
+        if event.self_device_time_total > 0
     }
-    if runner.fit is not None:
-        stages |= {"sample": sample_layer, "fit cut": fit_cut_layer}
-    return {
-        name: graph_us([partial(stage, layer) for layer in work.layers]) for name, stage in stages.items()
-    }
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
-def flashinfer_time(runner: DecodeRunner, work: Workload, options: DecodeOptions) -> float:
-    """FlashInfer's attention alone over the same rows, planned for their exact number."""
+def flashinfer_time(work: Workload, lists: list[torch.Tensor]) -> float:
+    """FlashInfer's attention alone over the rows that were read, planned for their exact number."""
     layer = work.layers[0]
     query_heads, dim = layer.q.shape[1:]
     heads = layer.k_pool.shape[1]
-    whole(runner, layer, work, options)
-    lists = read_rows(runner, work.req_to_token, work.request_slots, work.seq_lens, options.sinks)
     longest = max(map(len, lists))
     bounds = torch.tensor([0, *map(len, lists)], device="cuda").cumsum(0).to(torch.int32)
     indices = torch.zeros(len(lists) * longest, dtype=torch.int32, device="cuda")
@@ -274,20 +236,86 @@ def flashinfer_time(runner: DecodeRunner, work: Workload, options: DecodeOptions
     return graph_us([partial(attend_lists.run, one.q, one.k_pool, one.v_pool) for one in work.layers])
 
 
+def measure_quest(work: Workload, budget: int, threshold: float) -> QuestRow:
+    """Quest on the same layers, with `budget` pages for each KV head."""
+    batch, context = work.req_to_token.shape
+    query_heads, dim = work.layers[0].q.shape[1:]
+    heads = work.layers[0].k_pool.shape[1]
+    runner = QuestRunner.create(
+        batch=batch,
+        query_heads=query_heads,
+        kv_heads=heads,
+        head_dim=dim,
+        context=context,
+        budget=budget,
+        device="cuda",
+        processors=torch.cuda.get_device_properties(0).multi_processor_count,
+    )
+    tables = work.req_to_token, work.request_slots, work.seq_lens
+    pages = [build_pages(layer.k_pool, *tables) for layer in work.layers]
+    layers = list(zip(work.layers, pages, strict=True))
+    shares = []
+    for layer, own in layers:
+        _, lse = runner.run(layer.q, layer.k_pool, layer.v_pool, *tables, own, work.scale)
+        shares.append(true_share(work, layer, lse))
+    own_us = graph_us(
+        [
+            partial(runner.run, layer.q, layer.k_pool, layer.v_pool, *tables, own, work.scale)
+            for layer, own in layers
+        ]
+    )
+    flashinfer_us = None
+    if context % PAGE == 0:  # else lists end in a page that is not full
+        rows = budget * PAGE
+        attend_lists = FlashInferDecode(
+            group=query_heads // heads,
+            head_dim=dim,
+            bound=rows,
+            split=None,
+            dtype=torch.bfloat16,
+            scale=work.scale,
+            indices=runner.rows.view(-1),
+            indptr=torch.arange(0, (batch * heads + 1) * rows, rows, dtype=torch.int32, device="cuda"),
+        )
+
+        def by_flashinfer(layer: Layer, own: Any) -> None:
+            runner.select(layer.q, *tables, own, work.scale)
+            attend_lists.run(layer.q, layer.k_pool, layer.v_pool)
+
+        flashinfer_us = graph_us([partial(by_flashinfer, layer, own) for layer, own in layers])
+    share = torch.cat(shares)
+    return QuestRow(
+        budget * PAGE,
+        min(own_us, flashinfer_us or own_us),
+        own_us,
+        flashinfer_us,
+        float(share.mean()),
+        float(share.min()),
+        float((share >= threshold).float().mean()),
+    )
+
+
+def true_share(work: Workload, layer: Layer, lse: torch.Tensor) -> torch.Tensor:
+    """Share of all attention weight `[B * Hq]` of what has the log-sum-exp `[B, Hq]`."""
+    shares = []
+    for request, own in enumerate(lse):
+        full = logits_of(layer.q[request], layer.k_pool, work.req_to_token[request], work.scale)
+        shares.append(torch.exp(own - full.logsumexp(-1)))
+    return torch.cat(shares)
+
+
 def reach(
     row: Row,
     work: Workload,
     runner: DecodeRunner,
     options: DecodeOptions,
     dense: list[Callable[[], object]],
-) -> None:
-    """Share of the true weight that was read, and the distance to dense output, over all layers."""
+) -> list[torch.Tensor]:
+    """What was read, its share, and the distance to dense output, over all layers; the last one's rows."""
     shares, errors, read, selected = [], [], [], []
     for layer, dense_call in zip(work.layers, dense, strict=True):
-        result, lse = whole(runner, layer, work, options)
-        for request in range(len(lse)):
-            full = logits_of(layer.q[request], layer.k_pool, work.req_to_token[request], work.scale)
-            shares.append(torch.exp(lse[request] - full.logsumexp(-1)))
+        result = whole(runner, layer, work, options)
+        shares.append(true_share(work, layer, runner.trace.lse))
         reference = dense_call()
         assert isinstance(reference, torch.Tensor)
         errors.append((result.out.float() - reference.float()).norm() / reference.float().norm())
@@ -300,41 +328,64 @@ def reach(
     row.read_per_kv_head, row.selected_per_query_head = (
         float(torch.stack(values).mean()) for values in (read, selected)
     )
+    row.share_selected = row.selected_per_query_head / work.req_to_token.shape[1]
+    return read_rows(runner, work.req_to_token, work.request_slots, work.seq_lens, options.sinks)
+
+
+def copy_bandwidth() -> float:
+    """Bytes that a copy moves in a µs, both ways."""
+    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / graph_us([lambda: target.copy_(source)])
+
+
+def make(name: str, books: Path | None) -> Workload:
+    """The layers of a case."""
+    if name == CAPTURED:
+        assert books is not None
+        return capture(books, context=131072)
+    settings = CASES[name]
+    return build(tail=min(TAIL, settings["context"] // 2), **settings)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument(
         "--estimators", nargs="*", default=["guarded"], choices=["guarded", "centroid", "fit"]
     )
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--books", type=Path, help=f"text for the case {CAPTURED!r}, left out without it")
+    names = [*CASES, CAPTURED]
+    parser.add_argument("--cases", nargs="*", choices=names)
     arguments = parser.parse_args()
-    rows = []
+    cases = arguments.cases or (names if arguments.books else list(CASES))
+    if CAPTURED in cases and arguments.books is None:
+        parser.error(f"the case {CAPTURED!r} needs --books")
+    bandwidth = copy_bandwidth()
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "threshold": arguments.threshold,
+        "bandwidth_gb_s": bandwidth / 1e3,
+        "rows": [],
+    }
     work, built = None, ""
-    for name, estimator in product(arguments.cases, arguments.estimators):
+    for name, estimator in product(cases, arguments.estimators):
         if name != built:
             work = None  # before the next one is built
             torch.cuda.empty_cache()
-            work, built = workload(name), name
-        row = measure(name, work, estimator, arguments.threshold)
-        rows.append(asdict(row))
-        print(
-            f"{name:22} {estimator:8} dense {row.dense_us:7.1f} us  chain {row.chain_us:7.1f} us"
-            f"  {row.speedup:5.2f} x"
-            f"  floor {row.floor_us:6.1f} us  read {row.read_per_kv_head:7.0f}"
-            f"  selected {row.selected_per_query_head:6.0f} (oracle {row.oracle_per_query_head:5.0f})"
-            f"  share {row.share_mean:.3f} (min {row.share_min:.3f}, ok {row.success_rate:.2f})"
-            f"  error {row.output_error:.4f}  index {row.index_build_ms:.1f} ms",
-            flush=True,
-        )
-        stages = ", ".join(f"{name} {time:.1f}" for name, time in row.stages_us.items())
-        print(f"    {stages}; FlashInfer's attention over the same rows {row.flashinfer_us:.1f}", flush=True)
-        properties = torch.cuda.get_device_properties(0)
-        arguments.out.write_text(
-            json.dumps({"device": properties.name, "threshold": arguments.threshold, "rows": rows}, indent=1)
-        )
+            print(f"{name}: building", flush=True)
+            work, built = make(name, arguments.books), name
+        assert work is not None
+        row = measure(name, work, estimator, arguments.threshold, bandwidth)
+        result["rows"].append(asdict(row))
+        print(json.dumps(asdict(row)), flush=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

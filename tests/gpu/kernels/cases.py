@@ -76,8 +76,8 @@ def check_chain(shape: Shape, runner: DecodeRunner, seed: int, device: str, tall
     poison(runner)
     runner.plan(there.table, there.options, there.request_slots, there.seq_lens)
     pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
-    result, lse = runner.run(there.q, *pools, scale=there.scale, sinks=SINKS)
-    out, lse = result.out.cpu(), lse.cpu()
+    result = runner.run(there.q, *pools, scale=there.scale, sinks=SINKS)
+    out, lse = result.out.cpu(), runner.trace.lse.cpu()
 
     plain = scene.dequantized()
     rows = read_rows(runner, plain.req_to_token, plain.request_slots, plain.seq_lens, SINKS)

@@ -34,8 +34,9 @@ class Workload:
     seq_lens: Tensor
     table: SegmentTable
     scale: float
-    build_ms: float
+    build_ms: float  # of the last layer: compiled and warm
     oracle_tokens: float
+    about: str
 
 
 def build(
@@ -58,16 +59,8 @@ def build(
     slots = batch * context
     permuted = torch.randperm(slots, device=device, dtype=torch.int32)
     req_to_token = permuted.view(batch, context)
-    clustered = context - tail
-    lengths = [SEGMENT] * (clustered // SEGMENT) + ([clustered % SEGMENT] if clustered % SEGMENT else [])
-    per_request = sum(units_in(n) for n in lengths)
-    table = SegmentTable.create(slots=batch, segments=len(lengths), device=device)
-    for request in range(batch):
-        row, unit = [], request * per_request
-        for n in lengths:
-            row.append((unit, n))
-            unit += units_in(n)
-        table.write(request, row)
+    lengths = segment_lengths(context - tail)
+    table = make_table(batch, lengths, device)
 
     scale = dim**-0.5
     made: list[Layer] = []
@@ -97,21 +90,7 @@ def build(
         q, needed = _calibrate(q, k_pool, req_to_token, scale, oracle if structured else context)
         tokens += needed / layers
 
-        arena = LayerArena.create(
-            heads=heads,
-            units=batch * per_request,
-            head_dim=dim,
-            cluster_size=cluster_size,
-            dtype=torch.bfloat16,
-            device=device,
-        )
-        begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin_event.record()
-        for request in range(batch):
-            _index(arena, table, request, k_pool, req_to_token[request], lengths, cluster_size)
-        end_event.record()
-        end_event.synchronize()
-        build_ms = begin_event.elapsed_time(end_event) / batch  # the last one, compiled and warm
+        arena, build_ms = make_index(table, k_pool, req_to_token, lengths, cluster_size)
         made.append(Layer(q.to(torch.bfloat16), k_pool, v_pool, arena))
     return Workload(
         made,
@@ -122,7 +101,48 @@ def build(
         scale,
         build_ms,
         tokens,
+        "synthetic, calibrated" if structured else "synthetic, without structure",
     )
+
+
+def segment_lengths(clustered: int) -> list[int]:
+    """Of the segments of so many positions."""
+    return [SEGMENT] * (clustered // SEGMENT) + ([clustered % SEGMENT] if clustered % SEGMENT else [])
+
+
+def make_table(batch: int, lengths: list[int], device: str) -> SegmentTable:
+    """Requests of the same segments, one after the other in the arenas."""
+    table = SegmentTable.create(slots=batch, segments=len(lengths), device=device)
+    unit = 0
+    for request in range(batch):
+        row = []
+        for n in lengths:
+            row.append((unit, n))
+            unit += units_in(n)
+        table.write(request, row)
+    return table
+
+
+def make_index(
+    table: SegmentTable, k_pool: Tensor, req_to_token: Tensor, lengths: list[int], cluster_size: int
+) -> tuple[LayerArena, float]:
+    """One layer's index, and the milliseconds that it took for a request."""
+    batch = len(req_to_token)
+    arena = LayerArena.create(
+        heads=k_pool.shape[1],
+        units=batch * sum(units_in(n) for n in lengths),
+        head_dim=k_pool.shape[2],
+        cluster_size=cluster_size,
+        dtype=k_pool.dtype,
+        device=k_pool.device,
+    )
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for request in range(batch):
+        _index(arena, table, request, k_pool, req_to_token[request], lengths, cluster_size)
+    end.record()
+    end.synchronize()
+    return arena, begin.elapsed_time(end) / batch
 
 
 def logits_of(q: Tensor, k_pool: Tensor, slot_ids: Tensor, scale: float) -> Tensor:
