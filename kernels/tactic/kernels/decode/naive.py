@@ -17,6 +17,7 @@ from tactic.kernels.index_map.naive import map_rows, read_mask
 from tactic.kernels.ranking.naive import rank
 from tactic.kernels.selection.naive import select
 from tactic.kernels.sparse_decode.naive import sparse_decode
+from tactic.kernels.sparse_decode.trace import reached_share
 from tactic.kernels.union.naive import unite
 
 
@@ -79,8 +80,7 @@ def decode(
         out[i : i + 1], lse = sparse_decode(q[i : i + 1], k_pool, v_pool, rows, indptr, scale)
         read[i] = counts
         if share is not None:
-            everything = position_logits(query, k_pool, slot_ids).logsumexp(-1)
-            share[i] = torch.exp(lse[0] - everything).clamp(max=1)
+            share[i] = reached_share(query, lse[0], k_pool, slot_ids)
     return DecodeResult(out, read, selected, share)
 
 

@@ -21,9 +21,10 @@ from tactic.kernels.selection.triton import select
 from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.merge import merge
 from tactic.kernels.sparse_decode.partials import Partials
+from tactic.kernels.sparse_decode.trace import Trace
 from tactic.kernels.sparse_decode.triton import attend, teams
 
-_Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
+_Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads, Trace)
 _FIT = Fit()
 _ESTIMATORS = (Guarded.name, Centroid.name)
 _WAVES = 2  # programs per multiprocessor that run at once
@@ -54,6 +55,7 @@ class DecodeRunner:
     samples: Samples | None
     reads: Reads
     partials: Partials
+    trace: Trace
 
     @classmethod
     def create(
@@ -103,6 +105,7 @@ class DecodeRunner:
             partials=Partials.create(
                 rows=2 * query_heads * parts, head_dim=head_dim, splits=splits, readers=splits, device=device
             ),
+            trace=Trace.create(batch, query_heads, head_dim, device=device),
         )
 
     @property
@@ -126,6 +129,7 @@ class DecodeRunner:
             scores=_head(self.scores, batch),
             samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
+            trace=_head(self.trace, batch),
             partials=replace(self.partials, splits=splits, readers=splits),
         )
 
@@ -154,15 +158,13 @@ class DecodeRunner:
         *,
         scale: float,
         sinks: int,
-    ) -> tuple[DecodeResult, Tensor]:
+    ) -> DecodeResult:
         """Attention of one layer; arguments as for `decode`.
 
         Returns:
-            The result (`read` and `selected` are buffers that the next layer overwrites) and the log-sum-exp
-            `[B, Hq]` fp32.
+            The result; `read` and `selected`, as `trace`, are buffers that the next layer overwrites.
         """
         out = torch.empty_like(q)
-        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         attend_always(
             self.partials, self.reads, self.step, q, k_pool, v_pool, req_to_token, scale=scale, sinks=sinks
         )
@@ -196,8 +198,8 @@ class DecodeRunner:
             scale=scale,
             sinks=sinks,
         )
-        merge(self.partials, out, lse)
-        return DecodeResult(out, self.reads.lengths, self.reads.selected, None), lse
+        merge(self.partials, self.trace, q, out)
+        return DecodeResult(out, self.reads.lengths, self.reads.selected, None)
 
 
 def _splits(batch: int, kv_heads: int, processors: int, clusters: int) -> int:

@@ -7,25 +7,29 @@ from torch import Tensor
 
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.sparse_decode.partials import Partials
+from tactic.kernels.sparse_decode.trace import Trace
 
 _WARPS = 4
 
 
-def merge(partials: Partials, out: Tensor, lse: Tensor) -> None:
+def merge(partials: Partials, trace: Trace, q: Tensor, out: Tensor) -> None:
     """Merges by log-sum-exp.
 
     Args:
         partials: all filled.
+        trace: filled.
+        q: `[B, Hq, d]`, contiguous.
         out: `[B, Hq, d]`, filled; 0 where nothing was read.
-        lse: `[B, Hq]` fp32, filled; log of the weight that was read.
     """
     batch, query_heads, dim = out.shape
     parts = partials.splits + partials.readers
     _merge[(batch * query_heads,)](
         partials.out,
         partials.lse,
+        q,
         out,
-        lse,
+        trace.queries,
+        trace.lse,
         parts,
         dim,
         PARTS=triton.next_power_of_2(parts),
@@ -37,11 +41,23 @@ def merge(partials: Partials, out: Tensor, lse: Tensor) -> None:
 
 @triton.jit
 def _merge(
-    parts_out, parts_lse, out, lse, parts, dim, PARTS: tl.constexpr, D: tl.constexpr, OVERLAP: tl.constexpr
+    parts_out,
+    parts_lse,
+    q,
+    out,
+    queries,
+    lse,
+    parts,
+    dim,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
     d = tl.arange(0, D)
+    query = tl.load(q + row * dim + d, mask=d < dim)
+    tl.store(queries + row * dim + d, query.to(queries.dtype.element_ty), mask=d < dim)
     wait_for_previous(OVERLAP)
     start_next(OVERLAP)
     at = row * parts + part

@@ -49,8 +49,8 @@ def run(scene: "Scene", options: DecodeOptions, device: str) -> tuple[DecodeRunn
     )
     runner.plan(there.table, on_device, there.request_slots, there.seq_lens)
     arguments = there.q, there.k_pool, there.v_pool, there.req_to_token, there.arena
-    result, lse = runner.run(*arguments, scale=there.scale, sinks=options.sinks)
-    return runner, result.out.cpu(), lse.cpu()
+    result = runner.run(*arguments, scale=there.scale, sinks=options.sinks)
+    return runner, result.out.cpu(), runner.trace.lse.cpu()
 
 
 def listed(scene: "Scene", runner: DecodeRunner, sinks: int) -> list[Tensor]:  # noqa: F821
@@ -190,7 +190,7 @@ def test_a_runner_serves_smaller_batches_in_its_memory(make_scene: Maker, device
     device_options = dataclasses.replace(device_options, min_clustered=64)
     runner.plan(there.table, device_options, there.request_slots[1:], there.seq_lens[1:])
     pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
-    result, _ = runner.run(there.q[1:], *pools, scale=there.scale, sinks=16)
+    result = runner.run(there.q[1:], *pools, scale=there.scale, sinks=16)
     torch.testing.assert_close(result.out.cpu(), expected.out[1:], rtol=1e-4, atol=1e-5)
     assert runner.reads.rows.data_ptr() == large.reads.rows.data_ptr()
 
@@ -213,6 +213,18 @@ def test_any_group_size(make_scene: Maker, device: str, group: int) -> None:
     expected = scene.decode(options)
     _, out, _ = run(scene, options, device)
     torch.testing.assert_close(out, expected.out, rtol=1e-2, atol=1e-2)
+
+
+def test_the_trace_tells_the_share_that_was_reached(make_scene: Maker, device: str) -> None:
+    scene = make_scene(MIXED)
+    options = scene.options(threshold=0.6, estimator=CENTROID)
+    expected = scene.decode(options, measure=True).share
+    runner, _, _ = run(scene, options, device)
+    there = scene.to(device)
+    for i in range(len(MIXED)):
+        share = runner.trace.share(i, there.k_pool, there.slot_ids(i), scene.scale)
+        torch.testing.assert_close(share.cpu(), expected[i], rtol=1e-4, atol=1e-5)
+    assert expected.min() < 0.95, "the case must be sparse"
 
 
 def test_the_lists_are_attended_as_defined(make_scene: Maker, device: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit, estimator_id
-from tactic.workers.sglang.attention import CompiledAttention
+from tactic.workers.sglang.attention import CompiledAttention, Measured
 
 Maker = Callable[..., "Scene"]  # noqa: F821  # the type lives in conftest
 
@@ -68,9 +68,13 @@ def test_batches_of_any_order_and_size_read_what_a_runner_of_their_own_reads(
         )
         own.plan(head.table, moved, head.request_slots, head.seq_lens)
         pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
-        expected, _ = own.run(head.q, *pools, scale=scene.scale, sinks=moved.sinks)
+        expected = own.run(head.q, *pools, scale=scene.scale, sinks=moved.sinks)
         attention.begin(head.request_slots, head.seq_lens, measure=False)
         for layer in range(2):
             assert torch.equal(attention.layer(layer, head.q, scene.scale), expected.out)
         assert torch.equal(attention.read(batch), expected.read.expand(2, -1, -1))
+        last = Measured(batch - 1, int(head.request_slots[-1]), int(head.seq_lens[-1]))
+        shares = attention.shares(batch, [last])
+        share = own.trace.share(batch - 1, there.k_pool, there.slot_ids(batch - 1), scene.scale)
+        torch.testing.assert_close(shares, share.expand(2, 1, -1))
         assert (expected.read < scene.seq_lens[:batch, None].to(device)).any(), "the case must be sparse"
