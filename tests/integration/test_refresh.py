@@ -42,6 +42,8 @@ async def test_a_refresh_indexes_what_was_generated(stack: Any) -> None:
     total = (await until(stack.client, bool))["decode-0"].stats
     assert total.refreshes_published >= stats.refreshes
     assert total.refreshes_requested >= total.refreshes_published
+    # Engine and clustering worker are on one host.
+    assert total.refreshes_in_place == total.refreshes_published
 
 
 async def test_drift_is_measured_around_a_sample_of_refreshes(stack: Any) -> None:

@@ -10,6 +10,8 @@ from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.memory import IndexShape
 from tactic.workers.index.segment import Row, Segment
 from tactic.workers.index.store import IndexStore
+from tactic.workers.refresh.pools import SharedPools, share_pools
+from tactic.workers.sharing import memory
 
 CPU = torch.device("cpu")
 
@@ -28,18 +30,20 @@ class Pools:
         self.random = random.Random(0)
         self.clock = WriteClock(slots, CPU)
         # Keys and values; what no request has written is NaN, so that whoever reads it gives itself away.
-        self.contents = torch.full((2, self.LAYERS, slots, self.HEADS, self.DIM), torch.nan)
+        shape = (2, self.LAYERS, slots, self.HEADS, self.DIM)
+        self.contents = memory.zeros(shape, torch.float32).fill_(torch.nan)
         self.keys, self.values = self.contents
         self.req_to_token = torch.full((rows, slots), -1, dtype=torch.int32)
         self.generation = [0] * rows
         self.lengths = [0] * rows
         self.free = list(range(1, slots))
         self.random.shuffle(self.free)
-        shape = IndexShape(self.LAYERS, self.HEADS, self.DIM, self.CLUSTER, torch.float32)
+        index = IndexShape(self.LAYERS, self.HEADS, self.DIM, self.CLUSTER, torch.float32)
         self.store = IndexStore(
-            shape.arenas(units, CPU),
+            index.arena(units, CPU),
             SegmentTable.create(slots=rows, segments=columns),
             self.clock,
+            layers=self.LAYERS,
             segment_size=self.SEGMENT,
             min_tokens=self.MIN_TOKENS,
         )
@@ -92,6 +96,10 @@ class Pools:
             keys = self.read_keys(segment.slots)
             for layer, arena in enumerate(self.store.arenas):
                 arena.write(segment.unit, kmeans(keys[layer], self.CLUSTER, seed=layer))
+
+    def share(self) -> SharedPools:
+        """What a clustering actor needs to work in these pools."""
+        return share_pools(list(self.keys), self.store.arena)
 
     def context(self, slot: int) -> torch.Tensor:
         """Slot ids of all positions of a request."""

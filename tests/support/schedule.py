@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from actor import Actor, Answer
 from pools import Pools
 
 from tactic.workers.config import RefreshConfig
-from tactic.workers.refresh import messages
-from tactic.workers.refresh.compute import cluster_pieces, flatten
-from tactic.workers.refresh.messages import RefreshJob, RefreshReply, TensorSpec
+from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
 
 LONGEST = 420
@@ -49,13 +48,13 @@ class Line:
 
     def __init__(self) -> None:
         self.jobs: list[tuple[RefreshJob, list[bytes]]] = []
-        self.replies: list[tuple[RefreshReply, list[bytes]]] = []
+        self.replies: list[Answer] = []
 
-    def send(self, job: RefreshJob, frames: Any) -> None:
+    def send(self, job: RefreshJob, frames: Any = ()) -> None:
         """The scheduler asks; keys are copied, as the pool is written on."""
         self.jobs.append((job, [bytes(frame) for frame in frames]))
 
-    def receive(self) -> Iterator[tuple[RefreshReply, list[bytes]]]:
+    def receive(self) -> Iterator[Answer]:
         """The scheduler reads what has come."""
         while self.replies:
             yield self.replies.pop(0)
@@ -69,6 +68,7 @@ class Schedule:
         seed: of all draws.
         moves: how often each is drawn.
         scope: of refreshes.
+        in_place: clustering actors can map the pools; else keys and clusters are sent.
         check: raises if something is wrong.
     """
 
@@ -87,6 +87,8 @@ class Schedule:
         "kill": 0.7,
         "hang": 1,
         "slow_down": 0.5,
+        "write_late": 12,
+        "end": 3,
     }
     """How often each is drawn: as in long generations that are refreshed often."""
     TURNOVER: ClassVar[Mapping[str, float]] = MOVES | {
@@ -108,6 +110,7 @@ class Schedule:
         *,
         moves: Mapping[str, float],
         scope: str,
+        in_place: bool,
         check: Callable[["Schedule"], None],
     ) -> None:
         self.pools = pools
@@ -121,7 +124,11 @@ class Schedule:
         self._moves, self._weights = list(moves), list(moves.values())
         self._check = check
         self._line = Line()
-        self._answered: list[tuple[RefreshReply, list[bytes]]] = []
+        self._actor = Actor()
+        self._in_place = in_place
+        self._answered: list[Answer] = []
+        # Jobs of actors that were given up, but are not known to be at an end.
+        self._haunted: list[RefreshJob] = []
         # Moves for which the actor gives no sign, and whether it is dead to the world then.
         self._silent, self._hung = 0, False
         self.refresher = Refresher(
@@ -130,6 +137,7 @@ class Schedule:
             RefreshConfig(interval=self.INTERVAL, scope=scope),
             rank=0,
             cluster_size=pools.CLUSTER,
+            pools=pools.share() if in_place else None,
             read_keys=pools.read_keys,
             read_slots=pools.read_slots,
         )
@@ -303,25 +311,37 @@ class Schedule:
 
     def answer(self) -> bool:
         """A job is done, not always the oldest."""
-        return self._answer(messages.pack)
+        if (job := self._next_job()) is None:
+            return False
+        self._reply(*self._actor.answer(*job))
+        return True
 
     def lie(self) -> bool:
-        """A result that is none: of numbers that can't be, or of bytes that are no tensors."""
+        """A result that is none: of numbers that can't be, not all there, or of bytes that are no tensors."""
+        if (job := self._next_job()) is None:
+            return False
+        kind = self.random.randrange(4)
+        if self._in_place and kind == 1:
+            self._reply(RefreshReply(job[0].job_id), [])
+            return True
 
-        def spoil(tensors: list[torch.Tensor]) -> tuple[tuple[TensorSpec, ...], list[memoryview]]:
+        def spoil(tensors: list[torch.Tensor]) -> None:
             victim = self.random.randrange(len(tensors))
-            value = tensors[victim].view(-1)
-            kind = self.random.randrange(4)
-            if kind == 0:
-                value[self.random.randrange(len(value))] = torch.nan if value.is_floating_point() else -1
+            value = tensors[victim]
+            if kind == 0 or (self._in_place and kind == 2):
+                at = tuple(self.random.randrange(n) for n in value.shape)
+                value[at] = torch.nan if value.is_floating_point() else -1
+            elif self._in_place:
+                self._actor.scribble(job[0], self.random)
+                value.fill_(torch.inf if value.is_floating_point() else 3)
             elif kind == 1:
                 tensors.pop(victim)
             elif kind == 2:
-                tensors[victim] = tensors[victim].to(torch.float64)
-            specs, frames = messages.pack(tensors)
-            return specs, frames[:-1] if kind == 3 else frames
+                tensors[victim] = value.to(torch.float64)
 
-        return self._answer(spoil)
+        reply, frames = self._actor.answer(*job, spoil)
+        self._reply(reply, frames[:-1] if kind == 3 else frames)
+        return True
 
     def repeat(self) -> bool:
         """An answer comes twice."""
@@ -333,16 +353,37 @@ class Schedule:
     def kill(self) -> bool:
         """The actor dies, with what it was doing; what waits is given up, too."""
         self._silent, self._hung = 0, False
+        if self._in_place and self._line.jobs:
+            self._actor.scribble(self._line.jobs[0][0], self.random)
         self._give_up("actor_died")
         return True
 
     def hang(self) -> bool:
-        """The actor does nothing until its time limit is over."""
+        """The actor does nothing until its time limit is over, and may not be dead even then."""
         return self._fall_silent(hung=True)
 
     def slow_down(self) -> bool:
         """The actor takes long over what it does: tails grow, and the answer may come too late."""
         return self._fall_silent(hung=False)
+
+    def write_late(self) -> bool:
+        """An actor that was given up goes on with a job."""
+        if not self._haunted:
+            return False
+        job = self.random.choice(self._haunted)
+        if self.random.random() < 0.5:
+            self._actor.scribble(job, self.random)
+        else:
+            self._actor.answer(job, [])
+        return True
+
+    def end(self) -> bool:
+        """An actor that was given up is dead at last."""
+        if not self._haunted:
+            return False
+        job = self._haunted.pop(self.random.randrange(len(self._haunted)))
+        self._line.replies.append((RefreshReply(job.job_id, error="timeout"), []))
+        return True
 
     def _fall_silent(self, *, hung: bool) -> bool:
         if self._silent:
@@ -354,24 +395,20 @@ class Schedule:
         if self._silent:
             self._silent -= 1
             if not self._silent and self._hung:
-                self._give_up("timeout")
+                self._give_up("timeout", held=self._in_place)
 
-    def _answer(
-        self, pack: Callable[[list[torch.Tensor]], tuple[tuple[TensorSpec, ...], list[memoryview]]]
-    ) -> bool:
+    def _next_job(self) -> tuple[RefreshJob, list[bytes]] | None:
         if self._silent or not self._line.jobs:
-            return False
-        job, frames = self._line.jobs.pop(self.random.randrange(len(self._line.jobs)))
-        tensors = messages.unpack(job.tensors, frames)
-        specs, views = pack(flatten(cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)))
-        self._reply(RefreshReply(job.job_id, tensors=specs), [bytes(view) for view in views])
-        return True
+            return None
+        return self._line.jobs.pop(self.random.randrange(len(self._line.jobs)))
 
-    def _give_up(self, error: str) -> None:
+    def _give_up(self, error: str, *, held: bool = False) -> None:
         for job, _ in self._line.jobs:
-            self._reply(RefreshReply(job.job_id, error=error), [])
+            self._reply(RefreshReply(job.job_id, error=error, held=held), [])
+            if held:
+                self._haunted.append(job)
         self._line.jobs.clear()
 
-    def _reply(self, reply: RefreshReply, frames: list[bytes]) -> None:
+    def _reply(self, reply: RefreshReply, frames: list[Any]) -> None:
         self._answered = [*self._answered[-8:], (reply, frames)]
         self._line.replies.append((reply, frames))

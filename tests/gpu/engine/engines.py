@@ -71,11 +71,20 @@ class Engine:
         model: checkpoint directory, or one of `SHAPES`, which gets random weights.
         backend: "tactic", or a dense one of SGLang's.
         index: of the tactic backend.
+        refresh: of the tactic backend; off by default.
+        link: address of a SchedulerHub that hears what the backend says, in place of `messages`.
         arguments: more of `sglang.Engine`.
     """
 
     def __init__(
-        self, model: str, backend: str, *, index: IndexConfig | None = None, **arguments: Any
+        self,
+        model: str,
+        backend: str,
+        *,
+        index: IndexConfig | None = None,
+        refresh: RefreshConfig | None = None,
+        link: str = "",
+        **arguments: Any,
     ) -> None:
         import sglang  # takes seconds
 
@@ -84,10 +93,10 @@ class Engine:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        link = f"ipc://{self._folder.name}/link"
-        self._socket.bind(link)
+        own = f"ipc://{self._folder.name}/link"
+        self._socket.bind(own)
         BackendConfig(
-            index=index or IndexConfig(), refresh=RefreshConfig(enabled=False), link=link
+            index=index or IndexConfig(), refresh=refresh or RefreshConfig(enabled=False), link=link or own
         ).to_environment()
         if model in SHAPES:
             Path(self._folder.name, "config.json").write_text(json.dumps(SHAPES[model]))

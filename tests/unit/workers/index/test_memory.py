@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tactic.workers.index.memory import IndexShape, make_table
+from tactic.workers.index.memory import IndexShape, make_table, split_layers
 
 SHAPE = IndexShape(layers=32, kv_heads=8, head_dim=128, cluster_size=32, dtype=torch.bfloat16)
 KV_TOKEN_BYTES = 32 * 8 * 128 * 2 * 2
@@ -9,7 +9,7 @@ KV_TOKEN_BYTES = 32 * 8 * 128 * 2 * 2
 
 
 def test_unit_bytes_are_those_of_the_arenas() -> None:
-    arenas = SHAPE.arenas(3, "cpu")
+    arenas = split_layers(SHAPE.arena(3, "cpu"), SHAPE.layers)
     fields = ("centroids", "spread", "members", "starts", "sizes")
     total = sum(getattr(arena, name).nbytes for arena in arenas for name in fields)
     assert len(arenas) == 32

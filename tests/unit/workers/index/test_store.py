@@ -124,7 +124,7 @@ def test_the_same_positions_in_other_slots_have_no_index(pools) -> None:
 def test_the_newest_of_two_equal_segments_is_found(pools) -> None:
     pools.admit(0)
     (old,) = pools.prefill(0, 64)
-    (new,) = pools.store.allocate([(0, old.slots)], read_at=pools.clock.now)
+    (new,) = pools.store.reserve([(0, old.slots)], read_at=pools.clock.now)
     pools.build([new])
     pools.store.swap(0, pools.row(0), [old], [new])
     assert pools.admit(1, pools.context(0)).segments == [new]
@@ -135,7 +135,7 @@ def test_a_longer_segment_is_found_before_a_shorter_one(pools) -> None:
     pools.admit(0)
     (old,) = pools.prefill(0, 40)
     pools.decode(0, 24)
-    (new,) = pools.store.allocate([(0, pools.context(0))], read_at=pools.clock.now)
+    (new,) = pools.store.reserve([(0, pools.context(0))], read_at=pools.clock.now)
     pools.build([new])
     pools.store.swap(0, pools.row(0), [old], [new])
     assert pools.admit(1, pools.context(0)).segments == [new]
@@ -151,7 +151,7 @@ def test_a_swap_is_one_new_version(pools) -> None:
     row = pools.row(0)
     kept, old = row.segments
     slots = pools.context(0)
-    new = pools.store.allocate([(64, slots[64:128]), (128, slots[128:164])], read_at=pools.clock.now)
+    new = pools.store.reserve([(64, slots[64:128]), (128, slots[128:164])], read_at=pools.clock.now)
     pools.build(new)
     assert row.version == 1
     pools.store.swap(0, row, [old], new)
@@ -166,7 +166,7 @@ def test_a_swap_leaves_other_users_of_the_old_segment_alone(pools) -> None:
     pools.admit(0)
     (old,) = pools.prefill(0, 64)
     other = pools.admit(1, pools.context(0))
-    (new,) = pools.store.allocate([(0, old.slots)], read_at=pools.clock.now)
+    (new,) = pools.store.reserve([(0, old.slots)], read_at=pools.clock.now)
     pools.build([new])
     pools.store.swap(0, pools.row(0), [old], [new])
     assert (other.segments, other.version, old.users) == ([old], 1, 1)
@@ -218,10 +218,10 @@ def test_segments_are_allocated_all_or_none(make_pools: Callable) -> None:
     pools.decode(0, 3 * 64)
     slots, before = pools.context(0), pools.store.segments
     pieces = [(64 * i, slots[64 * i : 64 * (i + 1)]) for i in range(1, 4)]
-    assert pools.store.allocate(pieces, read_at=pools.clock.now) is None
+    assert pools.store.reserve(pieces, read_at=pools.clock.now) is None
     assert pools.store.segments == before
     pools.check()
-    both = pools.store.allocate(pieces[:2], read_at=pools.clock.now)
+    both = pools.store.reserve(pieces[:2], read_at=pools.clock.now)
     assert [segment.start for segment in both] == [64, 128]
     assert pools.store.units_used == 3
 
@@ -233,7 +233,7 @@ def test_pieces_of_one_allocation_do_not_evict_each_other(make_pools: Callable) 
     pools.decode(0, 128)
     slots = pools.context(0)
     pieces = [(64, slots[64:128]), (128, slots[128:192])]
-    assert pools.store.allocate(pieces, read_at=pools.clock.now) is None
+    assert pools.store.reserve(pieces, read_at=pools.clock.now) is None
     pools.check()
 
 
@@ -245,7 +245,7 @@ def test_a_run_of_units_is_made_by_evicting_neighbours(make_pools: Callable) -> 
         pools.store.release(0)
     pools.admit(1)
     pools.decode(1, 513)
-    (long,) = pools.store.allocate([(0, pools.context(1))], read_at=pools.clock.now)
+    (long,) = pools.store.reserve([(0, pools.context(1))], read_at=pools.clock.now)
     assert (long.unit, long.units) == (0, 2)
     assert pools.store.units_used == 4
 
@@ -259,7 +259,7 @@ def test_a_full_table_row_takes_no_more(make_pools: Callable) -> None:
     pools.check()
     row = pools.row(0)
     pieces = [(128, pools.context(0)[128:192])]
-    added = pools.store.allocate(pieces, read_at=pools.clock.now)
+    added = pools.store.reserve(pieces, read_at=pools.clock.now)
     assert not pools.store.has_room(row)
     assert pools.store.has_room(row, removed=1)
     with pytest.raises(ValueError, match="at most 2 segments"):

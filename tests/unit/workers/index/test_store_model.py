@@ -79,7 +79,7 @@ class Engine:
             return
         version = row.version
         pieces = ((s, slots[s : s + n]) for s, n in cuts)
-        segments = store.allocate(pieces, read_at=self.pools.clock.now)
+        segments = store.reserve(pieces, read_at=self.pools.clock.now)
         if segments is not None:
             self.pools.build(segments)
             store.swap(slot, row, replaced, segments)

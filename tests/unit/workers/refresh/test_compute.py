@@ -22,18 +22,19 @@ def keys() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def result(keys: torch.Tensor) -> list[Clusters]:
-    return cluster_pieces([keys], [Piece(0, 64), Piece(64, 41)], CLUSTER, seed=1)
+    return cluster_pieces([keys], [Piece(0, 64, 0), Piece(64, 41, 1)], CLUSTER, seed=1)
 
 
 def test_each_piece_is_clustered_by_itself(keys: torch.Tensor, result: list[Clusters]) -> None:
-    alone = cluster_pieces([keys[:, :, 64:]], [Piece(0, 41)], CLUSTER, seed=1)[0]
+    alone = cluster_pieces([keys[:, :, 64:]], [Piece(0, 41, 0)], CLUSTER, seed=1)[0]
     for name in vars(alone):
         assert torch.equal(getattr(alone, name), getattr(result[1], name))
 
 
 def test_a_warm_piece_starts_from_its_old_centroids(keys: torch.Tensor, result: list[Clusters]) -> None:
-    old = result[1].centroids.unflatten(0, (LAYERS, HEADS))
-    warm = cluster_pieces([keys, old], [Piece(0, 64), Piece(64, 41, warm=True)], CLUSTER, seed=9)
+    warm = cluster_pieces(
+        [keys, result[1].centroids], [Piece(0, 64, 0), Piece(64, 41, 1, warm_unit=3)], CLUSTER, seed=9
+    )
     # K-means had converged, so from there nothing moves.
     assert torch.equal(warm[1].members, result[1].members)
     assert not torch.equal(warm[0].members, result[0].members)

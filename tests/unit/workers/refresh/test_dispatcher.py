@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 import ray
 import torch
+from msgspec.structs import replace
 
+from tactic.workers.config import RefreshConfig
+from tactic.workers.refresh import dispatcher as module
 from tactic.workers.refresh import messages
-from tactic.workers.refresh.compute import validated
+from tactic.workers.refresh.clustering import ClusteringWorker
+from tactic.workers.refresh.compute import check_partition, validated
 from tactic.workers.refresh.dispatcher import QUEUED_PER_ACTOR, RefreshDispatcher
 from tactic.workers.refresh.messages import Piece, RefreshJob, RefreshReply
-from tactic.workers.refresh.worker import CONTROL, ClusteringWorker
+from tactic.workers.refresh.pools import SharedPools
+from tactic.workers.refresh.worker import CONTROL
 
 CLUSTER, POSITIONS = 16, 64
 KEYS = torch.randn(2, 2, POSITIONS, 8, generator=torch.Generator().manual_seed(5))
@@ -27,13 +33,16 @@ class GatedWorker(ClusteringWorker):
     """Does a job only once a file of the job's name is there, as it says; leaves a note when it begins."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__()
+        super().__init__(RefreshConfig())
         self._directory = directory
 
     def cluster(self, jobs: Any, frames: Any) -> Any:
         with (self._directory / "calls").open("a") as log:
             log.write(" ".join(str(job.job_id) for job in jobs) + "\n")
-        yield from super().cluster(jobs, frames)
+        host, pid = next(results := super().cluster(jobs, frames))
+        passport = self._directory / "passport"
+        yield host, int(passport.read_text()) if passport.exists() else pid
+        yield from results
 
     def cluster_one(self, job: RefreshJob, frames: Any) -> Any:
         with (self._directory / "begun").open("a") as log:
@@ -43,8 +52,8 @@ class GatedWorker(ClusteringWorker):
             time.sleep(0.005)
         if order.read_text() == "raise":
             raise ValueError("no luck")
-        specs, result = super().cluster_one(job, frames)
-        return specs, [np.zeros_like(frame) for frame in result] if order.read_text() == "lie" else result
+        reply, result = super().cluster_one(job, frames)
+        return reply, [np.zeros_like(frame) for frame in result] if order.read_text() == "lie" else result
 
 
 class Desk:
@@ -58,8 +67,18 @@ class Desk:
     def job(self, number: int, tail: int = 0) -> tuple[RefreshJob, list[bytes]]:
         """Job `number` of this test; actors, which tests share, know it by another number."""
         specs, frames = messages.pack([KEYS])
-        job = RefreshJob(self.first + number, 3, (Piece(0, POSITIONS),), CLUSTER, 1, tail, specs)
+        pieces = (Piece(0, POSITIONS, 0),)
+        job = RefreshJob(self.first + number, 3, "", pieces, CLUSTER, 1, tail, b"", tensors=specs)
         return job, [bytes(frame) for frame in frames]
+
+    def job_in_place(self, number: int, pools: Any, shared: SharedPools) -> RefreshJob:
+        """The same for the keys of a new request in `pools`, whose clusters go to its first free unit."""
+        pools.admit(0)
+        pools.decode(0, POSITIONS)
+        (segment,) = pools.store.reserve([(0, pools.context(0))], read_at=pools.clock.now)
+        slots = pools.context(0).numpy().tobytes()
+        piece = Piece(0, POSITIONS, segment.unit)
+        return RefreshJob(self.first + number, 3, "", (piece,), pools.CLUSTER, 1, 0, slots, shared)
 
     async def on_reply(self, rank: int, reply: RefreshReply, frames: list[Any]) -> None:
         assert rank == 3
@@ -70,6 +89,10 @@ class Desk:
         async with asyncio.timeout(120):
             reply, frames = await self.answers.get()
         return reply.job_id - self.first, reply.error, reply, frames
+
+    async def reply(self) -> RefreshReply:
+        """The next answer alone."""
+        return (await self.answer())[2]
 
     async def outcomes(self, count: int) -> list[tuple[int, str]]:
         """(Job, error) of the next answers."""
@@ -106,7 +129,7 @@ Dispatch = Callable[..., Awaitable[RefreshDispatcher]]
 def actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Any]]]:
     """Two actors that all tests share, as they take long to start, and the directory of their gates."""
     directory = tmp_path_factory.mktemp("gates")
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     kind = ray.remote(concurrency_groups={CONTROL: 1})(GatedWorker).options(num_cpus=0, max_restarts=-1)
     yield directory, [kind.remote(directory) for _ in range(2)]
     ray.shutdown()
@@ -310,3 +333,59 @@ async def test_a_lying_actor_is_not_believed(desk: Desk, dispatch: Dispatch) -> 
     assert error == ""
     with pytest.raises(ValueError, match="do not cover"):
         believed(reply, frames)
+
+
+async def test_an_actor_of_this_host_works_in_place(desk: Desk, dispatch: Dispatch, pools: Any) -> None:
+    dispatcher = await dispatch()
+    desk.open(1)
+    job = desk.job_in_place(1, pools, pools.share())
+    await dispatcher.submit(job, [])
+    assert await desk.reply() == RefreshReply(job.job_id)
+    check_partition(pools.store.arena.read(job.pieces[0].unit, POSITIONS), POSITIONS, 0)
+
+
+async def test_an_actor_of_another_host_wants_keys(desk: Desk, dispatch: Dispatch, pools: Any) -> None:
+    dispatcher = await dispatch()
+    desk.open(1)
+    job = desk.job_in_place(1, pools, replace(pools.share(), host="another"))
+    await dispatcher.submit(job, [])
+    assert "another host" in (await desk.reply()).keys_wanted
+    sent, frames = desk.job(1)
+    await dispatcher.submit(replace(job, tensors=sent.tensors), frames)
+    number, error, reply, result = await desk.answer()
+    assert (number, error) == (1, "")
+    assert believed(reply, result).isfinite().all()
+
+
+async def test_a_killed_actor_is_dead_before_another_gets_its_memory(
+    desk: Desk, dispatch: Dispatch, pools: Any
+) -> None:
+    dispatcher = await dispatch(2)
+    await dispatcher.submit(desk.job_in_place(1, pools, pools.share()), [])
+    ((_, first),) = await desk.until_begun(1)
+    os.kill(first, signal.SIGKILL)
+    await desk.until_begun(2)
+    assert not Path(f"/proc/{first}").exists()
+    desk.open(1)
+    assert await desk.outcomes(1) == [(1, "")]
+
+
+async def test_memory_of_a_process_that_does_not_end_is_held(
+    desk: Desk, dispatch: Dispatch, pools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "END_S", 0.1)
+    passport = desk.directory / "passport"
+    with subprocess.Popen(["sleep", "600"]) as undead:
+        passport.write_text(str(undead.pid))
+        dispatcher = await dispatch()
+        job = desk.job_in_place(1, pools, pools.share())
+        await dispatcher.submit(job, [])
+        ((_, actor),) = await desk.until_begun(1)
+        passport.unlink()
+        os.kill(actor, signal.SIGKILL)
+        assert await desk.reply() == RefreshReply(job.job_id, error="actor_died", held=True)
+        desk.open(2)
+        await dispatcher.submit(*desk.job(2))
+        assert await desk.outcomes(1) == [(2, "")]
+        undead.kill()
+    assert await desk.reply() == RefreshReply(job.job_id, error="actor_died")

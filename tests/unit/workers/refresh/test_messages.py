@@ -3,6 +3,18 @@ import torch
 
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.messages import Drift, Gauges, Hello, Piece, RefreshJob, RefreshReply, TensorSpec
+from tactic.workers.refresh.pools import SharedPools
+from tactic.workers.sharing.handles import CudaHandle, FileHandle
+
+PIECES = (Piece(0, 64, 2), Piece(64, 40, 3, warm_unit=1))
+POOLS = SharedPools(
+    "name",
+    "host",
+    8,
+    16,
+    keys=(FileHandle(3, "file", 0, "float32", (9, 2, 8)),),
+    index=(CudaHandle("GPU-1", b"handle"),) * 5,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +66,9 @@ def test_as_many_frames_as_tensors() -> None:
     "message",
     [
         Hello(1, "tactic", "cpu", 1000, 2000, 30),
-        RefreshJob(
-            7, 0, (Piece(0, 64), Piece(64, 40, warm=True)), 16, 7, 120, (TensorSpec("bfloat16", (2,)),)
-        ),
-        Gauges(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, {"slots_moved": 2}, Drift(1, 0.5, 0.75)),
+        RefreshJob(7, 0, "request", PIECES, 16, 7, 120, b"slots", tensors=(TensorSpec("bfloat16", (2,)),)),
+        RefreshJob(7, 0, "request", PIECES, 16, 7, 120, b"slots", POOLS),
+        Gauges(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, {"slots_moved": 2}, Drift(1, 0.5, 0.75)),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -66,5 +77,5 @@ def test_messages_to_the_worker(message: messages.ToWorker) -> None:
 
 
 def test_messages_to_the_scheduler() -> None:
-    reply = RefreshReply(7, error="busy", tensors=(TensorSpec("int16", (2, 3)),))
+    reply = RefreshReply(7, error="busy", held=True, tensors=(TensorSpec("int16", (2, 3)),))
     assert messages.decode_to_scheduler(messages.encode(reply)) == reply

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from actor import Actor
+from msgspec.structs import replace
 
 from tactic.workers.config import RefreshConfig
 from tactic.workers.decode.hub import SchedulerHub
+from tactic.workers.index.segment import Segment
 from tactic.workers.refresh import messages
-from tactic.workers.refresh.compute import cluster_pieces, flatten
+from tactic.workers.refresh.compute import flatten
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
@@ -28,6 +31,7 @@ class Bench:
     refresher: Refresher
     hub: SchedulerHub
     jobs: "asyncio.Queue[tuple[RefreshJob, list[bytes]]]"
+    actor: Actor
 
     def decode(self, slot: int, count: int) -> None:
         """Decode steps as the runtime counts them: each writes a position, then the next step begins."""
@@ -43,16 +47,8 @@ class Bench:
         self, job: RefreshJob, frames: list[bytes], spoil: Callable[[list[torch.Tensor]], None] | None = None
     ) -> list[tuple[int, str]]:
         """Does a job and publishes its result; what `poll` says."""
-        clusters = cluster_pieces(
-            messages.unpack(job.tensors, frames), job.pieces, job.cluster_size, job.seed
-        )
-        tensors = flatten(clusters)
-        if spoil is not None:
-            spoil(tensors)
-        specs, views = messages.pack(tensors)
-        return await self.reply(
-            RefreshReply(job.job_id, tensors=specs), [np.frombuffer(view, np.uint8) for view in views]
-        )
+        reply, views = self.actor.answer(job, frames, spoil)
+        return await self.reply(reply, [np.frombuffer(view, np.uint8) for view in views])
 
     async def reply(self, reply: RefreshReply, frames: Any = ()) -> list[tuple[int, str]]:
         await self.hub.reply(0, reply, list(frames))
@@ -66,8 +62,14 @@ class Bench:
 MakeBench = Callable[..., Bench]
 
 
+@pytest.fixture(params=[True, False], ids=["in-place", "sent"])
+def in_place(request: pytest.FixtureRequest) -> bool:
+    """Whether clustering actors can map the pools."""
+    return bool(request.param)
+
+
 @pytest.fixture
-async def make_bench(make_pools: Callable[..., Any]) -> AsyncIterator[MakeBench]:
+async def make_bench(make_pools: Callable[..., Any], in_place: bool) -> AsyncIterator[MakeBench]:
     opened: list[Any] = []
 
     def make(scope: str = "tail", interval: int = INTERVAL, **sizes: int) -> Bench:
@@ -87,10 +89,11 @@ async def make_bench(make_pools: Callable[..., Any]) -> AsyncIterator[MakeBench]
             RefreshConfig(interval=interval, scope=scope),
             rank=0,
             cluster_size=pools.CLUSTER,
+            pools=pools.share() if in_place else None,
             read_keys=pools.read_keys,
             read_slots=pools.read_slots,
         )
-        return Bench(pools, refresher, hub, jobs)
+        return Bench(pools, refresher, hub, jobs, Actor())
 
     yield make
     for end in opened:
@@ -111,7 +114,7 @@ async def asked(bench: Bench, prompt: int = 104) -> tuple[RefreshJob, list[bytes
 async def test_tail_scope_clusters_the_open_run_and_the_tail(make_bench: MakeBench) -> None:
     bench = make_bench()
     job, frames = await asked(bench)
-    assert [(p.offset, p.length, p.warm) for p in job.pieces] == [(0, 64, False), (64, 40, False)]
+    assert [(p.offset, p.length, p.warm_unit) for p in job.pieces] == [(0, 64, None), (64, 40, None)]
     assert job.tail == INTERVAL
     kept = bench.pools.row(0).segments[0]
     assert await bench.answer(job, frames) == [(0, "")]
@@ -124,15 +127,17 @@ async def test_tail_scope_clusters_the_open_run_and_the_tail(make_bench: MakeBen
 async def test_full_scope_clusters_everything_and_starts_warm(make_bench: MakeBench) -> None:
     bench = make_bench(scope="full")
     job, frames = await asked(bench, prompt=2 * 64 + 40)
-    assert [(p.offset, p.length, p.warm) for p in job.pieces] == [
-        (0, 64, True),
-        (64, 64, True),
-        (128, 64, False),
-        (192, 40, False),
+    first, second, _ = bench.pools.row(0).segments
+    assert [(p.offset, p.length, p.warm_unit) for p in job.pieces] == [
+        (0, 64, first.unit),
+        (64, 64, second.unit),
+        (128, 64, None),
+        (192, 40, None),
     ]
-    tensors = messages.unpack(job.tensors, frames)
-    arenas, second = bench.pools.store.arenas, bench.pools.row(0).segments[1]
-    assert torch.equal(tensors[2], torch.stack([a.read(second.unit, 64).centroids for a in arenas]))
+    if frames:
+        _, *old = messages.unpack(job.tensors, frames)
+        for sent, segment in zip(old, (first, second), strict=True):
+            assert torch.equal(sent, bench.pools.store.arena.read(segment.unit, 64).centroids)
     assert await bench.answer(job, frames) == [(0, "")]
     assert [(s.start, s.length) for s in bench.pools.row(0).segments] == [
         (0, 64),
@@ -212,7 +217,7 @@ async def test_index_changed(make_bench: MakeBench) -> None:
     bench = make_bench()
     job = await asked(bench)
     pools, row = bench.pools, bench.pools.row(0)
-    (other,) = pools.store.allocate([(64, pools.read_slots(0, 64, 104))], read_at=pools.clock.now)
+    (other,) = pools.store.reserve([(64, pools.read_slots(0, 64, 104))], read_at=pools.clock.now)
     pools.build([other])
     pools.store.swap(0, row, row.segments[1:], [other])
     assert await bench.answer(*job) == [(0, "index_changed")]
@@ -263,11 +268,11 @@ async def test_invalid_result_is_not_published(make_bench: MakeBench, tensor: in
     units = bench.pools.store.units_used
 
     def spoil(tensors: list[torch.Tensor]) -> None:
-        tensors[tensor].view(-1)[0] = -1 if tensors[tensor].dtype in (torch.int16, torch.int32) else torch.nan
+        tensors[tensor][0, 0] = torch.nan if tensors[tensor].is_floating_point() else -1
 
     assert await bench.answer(*job, spoil) == [(0, "invalid_result")]
     assert bench.pools.row(0).segments == before
-    assert bench.pools.store.units_used == units
+    assert bench.pools.store.units_used == units - 2, "what was reserved is free again"
 
 
 @pytest.mark.parametrize(
@@ -299,9 +304,14 @@ async def test_an_answer_that_nobody_waits_for_is_ignored(make_bench: MakeBench)
 async def test_index_memory(make_bench: MakeBench) -> None:
     # 2 units hold the prompt, 1 is left; old and new are needed at once.
     bench = make_bench(units=3)
-    job = await asked(bench)
-    assert await bench.answer(*job) == [(0, "index_memory")]
-    assert bench.pools.row(0).clustered_length == 104
+    bench.pools.admit(0)
+    bench.pools.prefill(0, 104)
+    bench.decode(0, INTERVAL)
+    assert bench.refresher.poll() == [(0, "index_memory")]
+    assert (bench.refresher.requested, bench.pools.store.units_used) == (1, 2)
+    bench.decode(0, INTERVAL // 4)
+    assert bench.refresher.dropped == {"index_memory": 2}
+    bench.pools.check()
 
 
 async def test_table_full(make_bench: MakeBench) -> None:
@@ -324,3 +334,97 @@ async def test_a_failure_is_counted_and_tried_again_sooner(make_bench: MakeBench
     assert job.tail == INTERVAL + INTERVAL // 4
     assert await bench.answer(job, frames) == [(0, "")]
     assert bench.pools.row(0).clustered_length == 104 + INTERVAL + INTERVAL // 4
+
+
+def counts(bench: Bench) -> tuple[int, int]:
+    return bench.refresher.published, bench.refresher.in_place
+
+
+async def test_where_the_work_was_done_is_counted(make_bench: MakeBench, in_place: bool) -> None:
+    bench = make_bench()
+    job, frames = await asked(bench)
+    assert (job.pools is not None, bool(frames)) == (in_place, not in_place)
+    await bench.answer(job, frames)
+    assert counts(bench) == (1, int(in_place))
+
+
+async def test_both_ways_lead_to_the_same_index(make_bench: MakeBench) -> None:
+    bench = make_bench(scope="full")
+    job, frames = await asked(bench, prompt=2 * 64 + 40)
+    there = replace(job, pools=bench.pools.share())
+    await bench.answer(job, frames)
+    sent = [clone(bench, segment) for segment in bench.pools.row(0).segments]
+    bench.actor.answer(there, [])
+    for segment, before in zip(bench.pools.row(0).segments, sent, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(clone(bench, segment), before, strict=True))
+
+
+def clone(bench: Bench, segment: Segment) -> list[torch.Tensor]:
+    return [t.clone() for t in flatten([bench.pools.store.arena.read(segment.unit, segment.length)])]
+
+
+@pytest.mark.parametrize("in_place", [True], indirect=True)
+class TestInPlace:
+    """What can go wrong only where an actor has its hands in the index."""
+
+    async def test_an_actor_that_cannot_map_the_pools_gets_the_keys(self, make_bench: MakeBench) -> None:
+        bench = make_bench()
+        job, frames = await asked(bench)
+        elsewhere = replace(job, pools=replace(job.pools, host="another"))
+        reply, _ = bench.actor.answer(elsewhere, frames)
+        assert "another host" in reply.keys_wanted
+        await bench.hub.reply(0, reply, [])
+        async with asyncio.timeout(10):
+            while bench.jobs.empty():
+                bench.refresher.poll()
+                await asyncio.sleep(0.001)
+        again, frames = await bench.job()
+        assert (again.job_id, len(frames)) == (job.job_id, 1)
+        elsewhere = replace(again, pools=replace(again.pools, host="another"))
+        assert await bench.answer(elsewhere, frames) == [(0, "")]
+        assert counts(bench) == (1, 0)
+
+    async def test_keys_are_not_sent_for_a_request_that_ended(self, make_bench: MakeBench) -> None:
+        bench = make_bench()
+        job, _ = await asked(bench)
+        bench.pools.store.release(0)
+        assert await bench.reply(RefreshReply(job.job_id, keys_wanted="why")) == [(0, "request_ended")]
+
+    async def test_an_actor_that_only_says_that_it_is_done(self, make_bench: MakeBench) -> None:
+        bench = make_bench()
+        # The same length has been clustered before in the memory that is reserved.
+        for _ in range(2):
+            job, _ = await asked(bench)
+            bench.pools.store.release(0)
+            assert await bench.answer(job, []) == [(0, "request_ended")]
+        job, _ = await asked(bench)
+        assert await bench.reply(RefreshReply(job.job_id)) == [(0, "invalid_result")]
+
+    async def test_memory_that_may_still_be_written_is_held(self, make_bench: MakeBench) -> None:
+        bench = make_bench(units=6)
+        job, _ = await asked(bench)
+        assert bench.pools.store.units_used == 4
+        held = RefreshReply(job.job_id, error="timeout", held=True)
+        assert await bench.reply(held) == [(0, "timeout")]
+        assert bench.pools.store.units_used == 4
+        bench.decode(0, INTERVAL // 4)
+        # It asks again, in other memory; whatever the first one does now harms nobody.
+        second, _ = await bench.job()
+        assert {p.unit for p in second.pieces} & {p.unit for p in job.pieces} == set()
+        assert await bench.answer(second, []) == [(0, "")]
+        bench.actor.answer(job, [])
+        bench.pools.check()
+        await bench.hub.reply(0, RefreshReply(job.job_id, error="timeout"), [])
+        async with asyncio.timeout(10):
+            while bench.pools.store.units_used > 5:
+                bench.refresher.poll()
+                await asyncio.sleep(0.001)
+        bench.pools.check()
+
+    async def test_a_slot_rewritten_while_it_was_read(self, make_bench: MakeBench) -> None:
+        bench = make_bench()
+        job, frames = await asked(bench)
+        at = bench.pools.req_to_token[0, 120:121].long()
+        bench.pools.clock.tick(at)
+        bench.pools.keys[:, at] += 1
+        assert await bench.answer(job, frames) == [(0, "slots_rewritten")]

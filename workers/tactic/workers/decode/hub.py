@@ -13,8 +13,7 @@ import zmq
 import zmq.asyncio
 
 from tactic.workers.refresh import messages
-from tactic.workers.refresh.messages import Gauges, Hello, RefreshJob, RefreshReply, RequestReport
-from tactic.workers.refresh.worker import Frames
+from tactic.workers.refresh.messages import Frames, Gauges, Hello, RefreshJob, RefreshReply, RequestReport
 
 logger = logging.getLogger(__name__)
 

@@ -56,6 +56,7 @@ def worker_stats(gauges: Collection[Gauges], index_bytes: int, kv_tokens: int) -
         tokens_index_reused=one.tokens_index_reused,
         refreshes_requested=one.refreshes_requested,
         refreshes_published=one.refreshes_published,
+        refreshes_in_place=one.refreshes_in_place,
         refreshes_dropped=dropped.total(),
         refreshes_dropped_by_reason=dict(dropped),
         drift_samples=one.drift.samples,

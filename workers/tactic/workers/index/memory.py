@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tactic.kernels.index import UNIT_TOKENS, LayerArena, SegmentTable
+from tactic.workers.sharing import memory
 
 SLACK = 1.25
 """Room for segments that do not fill their units, and for refreshes, which hold the old and the new index."""
@@ -30,24 +31,28 @@ class IndexShape:
     cluster_size: int
     dtype: torch.dtype
 
-    def arenas(self, units: int, device: torch.device | str) -> list[LayerArena]:
-        """One arena of `units` units per layer."""
-        return [
-            LayerArena.create(
-                heads=self.kv_heads,
-                units=units,
-                head_dim=self.head_dim,
-                cluster_size=self.cluster_size,
-                dtype=self.dtype,
-                device=device,
-            )
-            for _ in range(self.layers)
-        ]
+    def arena(self, units: int, device: torch.device | str) -> LayerArena:
+        """One arena for all layers, whose heads are L * H; on the CPU in memory that others can map."""
+        arena = self._create(units, device)
+        if torch.device(device).type != "cpu":
+            return arena
+        shared = (memory.zeros(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(arena))
+        return LayerArena(arena.cluster_size, *shared)
 
     @property
     def unit_bytes(self) -> int:
         """Bytes of one unit in all layers."""
-        return sum(arena.bytes_per_unit for arena in self.arenas(1, "cpu"))
+        return self._create(1, "meta").bytes_per_unit
+
+    def _create(self, units: int, device: torch.device | str) -> LayerArena:
+        return LayerArena.create(
+            heads=self.layers * self.kv_heads,
+            units=units,
+            head_dim=self.head_dim,
+            cluster_size=self.cluster_size,
+            dtype=self.dtype,
+            device=device,
+        )
 
     def bytes_per_token(self, kv_token_bytes: int, share: float) -> float:
         """Index memory to set aside for each token of the KV pool.
@@ -61,6 +66,17 @@ class IndexShape:
     def units(self, kv_tokens: int, kv_token_bytes: int, share: float) -> int:
         """Units of each arena beside a KV pool of `kv_tokens` tokens; see `bytes_per_token`."""
         return int(kv_tokens * self.bytes_per_token(kv_token_bytes, share) / self.unit_bytes) + 1
+
+
+def tensors_of(arena: LayerArena) -> tuple[torch.Tensor, ...]:
+    """The tensors of an arena in the order in which it takes them."""
+    return arena.centroids, arena.spread, arena.members, arena.starts, arena.sizes
+
+
+def split_layers(arena: LayerArena, layers: int) -> list[LayerArena]:
+    """One arena for each layer, in the memory of an arena of all layers."""
+    parts = [tensor.view(layers, -1, *tensor.shape[1:]).unbind() for tensor in tensors_of(arena)]
+    return [LayerArena(arena.cluster_size, *part) for part in zip(*parts, strict=True)]
 
 
 def make_table(rows: int, context_length: int, segment_size: int, device: torch.device | str) -> SegmentTable:

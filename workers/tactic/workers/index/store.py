@@ -11,6 +11,7 @@ import torch
 from tactic.kernels.index import LayerArena, SegmentTable, units_in
 from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.extents import ExtentAllocator
+from tactic.workers.index.memory import split_layers
 from tactic.workers.index.segment import Row, Segment
 
 
@@ -34,30 +35,34 @@ class IndexStore:
     All changes happen between two steps, on the forward stream, so a step sees one version in all layers.
 
     Args:
-        arenas: one per layer, all with the same number of units.
+        arena: of all layers; its heads are L * H.
         table: rows by request slot; written here and nowhere else.
         clock: stamps of the KV pool's slots.
+        layers: L.
         segment_size: most positions in a segment.
         min_tokens: shorter remainders stay in the tail; they are cheaper to read than to index.
     """
 
     def __init__(
         self,
-        arenas: Sequence[LayerArena],
+        arena: LayerArena,
         table: SegmentTable,
         clock: WriteClock,
         *,
+        layers: int,
         segment_size: int,
         min_tokens: int,
     ) -> None:
-        self.arenas = list(arenas)
+        self.arena = arena
+        self.arenas = split_layers(arena, layers)
         self.table = table
         self.clock = clock
         self.segment_size = segment_size
         self.min_tokens = min_tokens
         self.counters = StoreCounters()
-        self._extents = ExtentAllocator(self.arenas[0].units)
+        self._extents = ExtentAllocator(arena.units)
         self._rows: dict[int, Row] = {}
+        self._reserved: set[Segment] = set()
         # Candidates by (first position, its slot): a handful at most, told apart by their slots.
         self._segments: dict[tuple[int, int], list[Segment]] = {}
         self._max_segments = table.unit.shape[1]
@@ -109,6 +114,7 @@ class IndexStore:
             segment = self._allocate(start, slots[start : start + length], self.clock.now)
             if segment is None:
                 break
+            self._keep(segment)
             self._hold(segment)
             row.segments.append(segment)
             added.append(segment)
@@ -125,29 +131,45 @@ class IndexStore:
         if complete and end - start >= self.min_tokens:
             yield start, end - start
 
-    def allocate(self, pieces: Iterable[tuple[int, torch.Tensor]], *, read_at: int) -> list[Segment] | None:
-        """Makes segments of keys read at `read_at`, one of each (first position, slot ids); all or none."""
+    def reserve(self, pieces: Iterable[tuple[int, torch.Tensor]], *, read_at: int) -> list[Segment] | None:
+        """Sets memory aside for segments of keys read at `read_at`, to be built by someone else meanwhile.
+
+        Nobody finds them before `swap` shows them, or `give_back` ends it. What is in their memory does not
+        pass for an index until all of it is written.
+
+        Args:
+            pieces: first position and slot ids, int32 [n] on the host, of each.
+            read_at: WriteClock time at which the slots hold the keys.
+
+        Returns:
+            The segments, all or none.
+        """
         segments: list[Segment] = []
-        complete = True
         for start, slots in pieces:
             segment = self._allocate(start, slots, read_at)
             if segment is None:
-                complete = False
-                break
-            segment.users += 1  # until all are there: one must not be evicted for the next
+                self.give_back(segments)
+                return None
+            self._reserved.add(segment)
             segments.append(segment)
         for segment in segments:
-            segment.users -= 1
-            if not complete:
-                self._discard(segment)
-        return segments if complete else None
+            self._blank(segment)
+        return segments
+
+    def give_back(self, segments: Iterable[Segment]) -> None:
+        """Frees the memory of reserved segments, which nobody writes any more."""
+        for segment in segments:
+            self._reserved.remove(segment)
+            self._extents.release(segment.unit, segment.units)
 
     def has_room(self, row: Row, *, removed: int = 0, added: int = 1) -> bool:
         """Whether the table can show the row after such a change."""
         return len(row.segments) - removed + added <= self._max_segments
 
     def swap(self, slot: int, row: Row, replaced: Sequence[Segment], segments: Sequence[Segment]) -> None:
-        """Hot-swaps: puts built `segments` in the place of the row's `replaced` ones, as one new version.
+        """Hot-swaps: puts reserved, now built `segments` in the place of the row's `replaced` ones.
+
+        That is one new version of the row.
 
         Raises:
             ValueError: the table has no room for so many segments in a row; see `has_room`.
@@ -156,6 +178,8 @@ class IndexStore:
         if not self.has_room(row, removed=len(replaced), added=len(segments)):
             raise ValueError(f"a row holds at most {self._max_segments} segments")
         for segment in segments:
+            self._reserved.remove(segment)
+            self._keep(segment)
             self._hold(segment)
         row.segments[first : first + len(replaced)] = segments
         for segment in replaced:
@@ -182,7 +206,7 @@ class IndexStore:
 
     @property
     def units_used(self) -> int:
-        """Units of each arena that hold segments."""
+        """Units of each arena that hold segments, or are reserved."""
         return self._extents.units - self._extents.free_units
 
     def _allocate(self, start: int, slots: torch.Tensor, built_at: int) -> Segment | None:
@@ -194,9 +218,19 @@ class IndexStore:
         if unit is None:
             self.counters.allocation_failures += 1
             return None
-        segment = Segment(start, len(slots), unit, units, slots.clone(), built_at)
-        self._segments.setdefault((start, int(slots[0])), []).append(segment)
-        return segment
+        return Segment(start, len(slots), unit, units, slots.clone(), built_at)
+
+    def _keep(self, segment: Segment) -> None:
+        """Lets requests on the same prefix find a segment."""
+        self._segments.setdefault((segment.start, int(segment.slots[0])), []).append(segment)
+
+    def _blank(self, segment: Segment) -> None:
+        """Leaves nothing of an earlier segment that could be taken for the new one."""
+        clusters = self.arena.read(segment.unit, segment.length)
+        clusters.centroids.fill_(torch.nan)
+        clusters.spread.fill_(torch.nan)
+        for field in (clusters.members, clusters.starts, clusters.sizes):
+            field.fill_(-1)
 
     def _reclaim(self, units: int) -> None:
         """Frees unused segments until `units` are free in one run: stale, then superseded, then oldest."""
@@ -251,7 +285,8 @@ class IndexStore:
             deep: also read the arenas: in every layer and head, each position is in exactly one cluster.
         """
         segments = self.segments
-        taken = sorted([(s.unit, s.units) for s in segments] + self._extents.runs())
+        held = [(s.unit, s.units) for s in (*segments, *self._reserved)]
+        taken = sorted(held + self._extents.runs())
         position = 0
         for unit, length in taken:
             assert unit == position, f"units {position}..{unit} are lost or held twice"

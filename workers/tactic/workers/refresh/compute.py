@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from tactic.kernels.index import Clusters
-from tactic.kernels.kmeans import kmeans
-from tactic.workers.refresh.messages import Piece
+from tactic.kernels.kmeans import kmeans, kmeans_pool
+from tactic.workers.refresh.messages import Piece, RefreshJob
+from tactic.workers.refresh.pools import MappedPools
+
+
+def cluster_in_place(
+    job: RefreshJob, pools: MappedPools, device: torch.device | None, after_layer: Callable[[], None]
+) -> None:
+    """Clusters each piece in every layer and KV head, from the pool's keys into the index arenas.
+
+    Args:
+        job: its slots say where the keys lie, its units where the clusters go.
+        pools: of the rank that asks.
+        device: where to compute; None for where the pools lie.
+        after_layer: called when a layer's work is queued.
+    """
+    slots = torch.frombuffer(bytearray(job.slots), dtype=torch.int32)
+    for keys, arena in zip(pools.keys, pools.arenas, strict=True):
+        for piece in job.pieces:
+            at = slots[piece.offset : piece.offset + piece.length].to(keys.device, torch.int64)
+            init = None
+            if piece.warm_unit is not None:
+                init = arena.read(piece.warm_unit, piece.length).centroids
+            arena.write(piece.unit, _cluster(keys, at, job, init, device or keys.device))
+        after_layer()
+
+
+def _cluster(
+    keys: torch.Tensor, at: torch.Tensor, job: RefreshJob, init: torch.Tensor | None, device: torch.device
+) -> Clusters:
+    """Clusters of the keys [slots, H, d] at the slots `at` [n]."""
+    if keys.device == device:
+        return kmeans_pool(keys, at[None], job.cluster_size, seed=job.seed, init=init)
+    own = keys[at].transpose(0, 1).to(device)
+    init = None if init is None else init.to(device)
+    return kmeans(own, job.cluster_size, seed=job.seed, init=init)
 
 
 def cluster_pieces(
     tensors: Sequence[torch.Tensor], pieces: Sequence[Piece], cluster_size: int, seed: int
 ) -> list[Clusters]:
-    """Clusters each piece in every layer and KV head.
+    """Clusters each piece in every layer and KV head, of keys that were sent.
 
     Args:
-        tensors: keys [L, H, n, d], then the old centroids [L, H, K, d] of each warm piece, in order.
+        tensors: keys [L, H, n, d], then the old centroids [L * H, K, d] of each warm piece, in order.
         pieces: what becomes a segment.
         cluster_size: average members of a cluster.
         seed: of the initial centroids.
@@ -30,7 +64,7 @@ def cluster_pieces(
     result = []
     for piece in pieces:
         part = keys[:, :, piece.offset : piece.offset + piece.length].flatten(0, 1)
-        init = next(starts).flatten(0, 1) if piece.warm else None
+        init = None if piece.warm_unit is None else next(starts)
         result.append(kmeans(part, cluster_size, seed=seed, init=init))
     return result
 
@@ -74,12 +108,17 @@ def validated(
                 raise ValueError(
                     f"{name} of piece {i} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
                 )
-        _check_partition(clusters, n, i)
+        check_partition(clusters, n, i)
         result.append(clusters)
     return result
 
 
-def _check_partition(clusters: Clusters, n: int, piece: int) -> None:
+def check_partition(clusters: Clusters, n: int, piece: int) -> None:
+    """Refuses clusters that are no partition of n positions, or have numbers that are not finite.
+
+    Raises:
+        ValueError: naming the piece and what is wrong.
+    """
     if not bool(clusters.centroids.isfinite().all() and clusters.spread.isfinite().all()):
         raise ValueError(f"piece {piece} has a centroid or spread that is not finite")
     sizes = clusters.sizes.long()

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from tactic.workers.refresh.messages import RefreshJob, RefreshReply
-from tactic.workers.refresh.worker import CONTROL, Frames
+from tactic.workers.refresh.clustering import Begun
+from tactic.workers.refresh.messages import Frames, RefreshJob, RefreshReply
+from tactic.workers.refresh.worker import CONTROL
+from tactic.workers.sharing.host import host_identity
+from tactic.workers.sharing.process import Process
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,10 @@ QUEUED_PER_ACTOR = 4
 BATCH_JOBS = 4
 """Most jobs in one call to an actor."""
 RESTART_POLL_S = 0.2
+END_S = 10.0
+"""Longest that a killed actor's process is waited for before its jobs are answered."""
+DRAIN_S = 1.0
+"""Under MPS, kernels of a process that was killed run to their end after it; those of k-means take ms."""
 
 Reply = Callable[[int, RefreshReply, Frames], Awaitable[None]]
 
@@ -38,7 +45,17 @@ class _Queued:
 
 
 class _GivenUpError(Exception):
-    """The actor will not finish its call; the reason as in RefreshReply.error."""
+    """The actor will not finish its call.
+
+    Args:
+        reason: as in RefreshReply.error.
+        writer: its process, if that may have mapped the ranks' pools and is not known to have ended.
+    """
+
+    def __init__(self, reason: str, writer: Process | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.writer = writer
 
 
 class RefreshDispatcher:
@@ -90,10 +107,30 @@ class RefreshDispatcher:
             try:
                 await self._run(actor, batch)
             except _GivenUpError as error:
-                await self._retry(batch.pop(0), str(error))
-                for queued in batch:
-                    await self._put(queued, str(error))
+                if error.writer is None or await _silent(error.writer, batch, END_S):
+                    await self._again(batch, error.reason)
+                else:
+                    await self._hold(batch, error.reason, error.writer)
                 await self._answers(actor)
+
+    async def _again(self, batch: list[_Queued], reason: str) -> None:
+        """Jobs that an actor was given go back to the queue; it was at the first."""
+        await self._retry(batch[0], reason)
+        for queued in batch[1:]:
+            await self._put(queued, reason)
+
+    async def _hold(self, batch: list[_Queued], reason: str, writer: Process) -> None:
+        """Answers jobs into whose memory a process may still write, and once more when it can't."""
+
+        async def release() -> None:
+            await _silent(writer, batch, None)
+            for queued in batch:
+                await self._fail(queued.job, reason)
+
+        logger.error("process %d was killed, but does not end", writer.pid)
+        for queued in batch:
+            await self._fail(queued.job, reason, held=True)
+        self._tasks.append(asyncio.create_task(release()))
 
     async def _take(self) -> list[_Queued]:
         """The oldest tails: this actor's part of what waits, at least one."""
@@ -108,11 +145,14 @@ class RefreshDispatcher:
         Raises:
             _GivenUpError: the actor died or hangs; the first of `batch` is the job that it was at.
         """
+        process = None
         try:
-            call = actor.cluster.options(num_returns="streaming").remote(
-                [queued.job for queued in batch], [queued.frames for queued in batch]
-            )
-            await self._until_begun(actor, call)
+            # One answer at a time: the actor writes nothing before it is known who it is.
+            call = actor.cluster.options(
+                num_returns="streaming", _generator_backpressure_num_objects=1
+            ).remote([queued.job for queued in batch], [queued.frames for queued in batch])
+            host, pid = await self._until_begun(actor, call)
+            process = Process(pid) if host == host_identity() else None
             while batch:
                 async with asyncio.timeout(self._timeout_s):
                     result = await (await anext(call))
@@ -120,19 +160,21 @@ class RefreshDispatcher:
                 if result is None:
                     await self._retry(queued, "actor_error")
                 else:
-                    specs, frames = result
-                    await self._reply(queued.job.rank, RefreshReply(queued.job.job_id, tensors=specs), frames)
+                    await self._reply(queued.job.rank, *result)
         except TimeoutError:
-            ray.kill(actor, no_restart=False)
-            raise _GivenUpError("timeout") from None
-        except ray.exceptions.RayActorError:
-            raise _GivenUpError("actor_died") from None
+            if process is None:
+                ray.kill(actor, no_restart=False)
+            else:
+                process.kill()
+            raise _GivenUpError("timeout", process) from None
+        except (ray.exceptions.RayActorError, ProcessLookupError):
+            raise _GivenUpError("actor_died", process) from None
         except ray.exceptions.RayError as error:
             logger.exception("clustering actor failed")
             raise _GivenUpError("actor_error") from error
 
-    async def _until_begun(self, actor: Any, call: Any) -> None:
-        """Waits while the actor is at other decode workers' jobs.
+    async def _until_begun(self, actor: Any, call: Any) -> Begun:
+        """Waits while the actor is at other decode workers' jobs; says who it is.
 
         Raises:
             TimeoutError: it is at one for too long, or gives no sign of life.
@@ -144,7 +186,8 @@ class RefreshDispatcher:
                     snapshot = await actor.snapshot.options(concurrency_group=CONTROL).remote()
                 if snapshot["busy_ms"] > 1000 * self._timeout_s:
                     raise TimeoutError
-            await (await begun)
+            who: Begun = await (await begun)
+            return who
         finally:
             begun.cancel()
 
@@ -161,7 +204,13 @@ class RefreshDispatcher:
 
     async def _retry(self, queued: _Queued, reason: str) -> None:
         job = queued.job
-        logger.warning("refresh job %d of rank %d failed: %s", job.job_id, job.rank, reason)
+        logger.warning(
+            "refresh job %d of rank %d, for request %s, failed: %s",
+            job.job_id,
+            job.rank,
+            job.request_id,
+            reason,
+        )
         if queued.attempts > 1:
             await self._put(replace(queued, attempts=queued.attempts - 1), reason)
         else:
@@ -174,5 +223,13 @@ class RefreshDispatcher:
         except asyncio.QueueFull:
             await self._fail(queued.job, reason)
 
-    async def _fail(self, job: RefreshJob, reason: str) -> None:
-        await self._reply(job.rank, RefreshReply(job.job_id, error=reason), [])
+    async def _fail(self, job: RefreshJob, reason: str, *, held: bool = False) -> None:
+        await self._reply(job.rank, RefreshReply(job.job_id, error=reason, held=held), [])
+
+
+async def _silent(writer: Process, batch: list[_Queued], timeout_s: float | None) -> bool:
+    """Waits until nothing of a process writes for the jobs any more; False if it has not ended in time."""
+    ended = await writer.ended(timeout_s)
+    if ended and any(queued.job.pools is not None and queued.job.pools.on_gpu for queued in batch):
+        await asyncio.sleep(DRAIN_S)
+    return ended

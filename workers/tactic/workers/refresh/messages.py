@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+
+from tactic.workers.refresh.pools import SharedPools
+
+Frames = list[np.ndarray[Any, np.dtype[np.uint8]]]
+"""Bytes of tensors, without a copy."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -31,33 +38,69 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Positions `offset` … `offset + length - 1` of the keys sent become one segment."""
+    """Positions `offset` … `offset + length - 1` of a job's slots become one segment.
+
+    Attributes:
+        offset: first position, relative to the job's first.
+        length: positions.
+        unit: first of the arenas' units that are reserved for the result.
+        warm_unit: where the old clusters of the same positions lie, to start from; None to start afresh.
+    """
 
     offset: int
     length: int
-    warm: bool = False
-    """Old centroids are sent, to start from."""
+    unit: int
+    warm_unit: int | None = None
 
 
 class RefreshJob(msgspec.Struct, tag=True, frozen=True):
-    """Cluster these keys. Frames: keys [L, H, n, d], then centroids [L, H, K, d] of each warm piece."""
+    """Cluster the keys in these slots.
+
+    An actor on the same host reads keys and writes results in `pools`. For one elsewhere they are sent, in
+    frames: keys [L, H, n, d], then the old centroids [L * H, K, d] of each warm piece.
+
+    Attributes:
+        job_id: counts a rank's jobs.
+        rank: who asks.
+        request_id: for whom; the engine's id.
+        pieces: what becomes a segment.
+        cluster_size: average members of a cluster.
+        seed: of the initial centroids.
+        tail: positions of the request that wait outside its index: its age in the queue.
+        slots: slot ids of all positions, int32.
+        pools: None where they can't be shared.
+        tensors: of the frames; empty where keys are not sent.
+    """
 
     job_id: int
     rank: int
+    request_id: str
     pieces: tuple[Piece, ...]
     cluster_size: int
     seed: int
     tail: int
-    """Positions of the request that wait outside its index: its age in the queue."""
-    tensors: tuple[TensorSpec, ...]
+    slots: bytes
+    pools: SharedPools | None = None
+    tensors: tuple[TensorSpec, ...] = ()
 
 
 class RefreshReply(msgspec.Struct, tag=True, frozen=True):
-    """Answer to a RefreshJob. Frames of each piece: centroids, spread, members, starts, sizes; [L * H, …]."""
+    """Answer to a RefreshJob.
+
+    Attributes:
+        job_id: of the job.
+        error: why there is no result, as "timeout", "actor_died", "busy"; empty with one.
+        held: the actor may still write into the units that are reserved for the job. They must not be
+            used before another reply says that it does not.
+        keys_wanted: the actor can't map the pools, for this reason: the job is to be sent with its keys.
+        tensors: of the frames of a result that is not in place: of each piece centroids, spread, members,
+            starts and sizes, [L * H, …].
+    """
 
     job_id: int
     error: str = ""
-    """Why there is no result: "timeout", "actor", "busy" …; empty with one."""
+    held: bool = False
+    keys_wanted: str = ""
     tensors: tuple[TensorSpec, ...] = ()
 
 
@@ -101,6 +144,7 @@ class Gauges(msgspec.Struct, tag=True, frozen=True):
     tokens_index_reused: int
     refreshes_requested: int
     refreshes_published: int
+    refreshes_in_place: int
     refreshes_dropped: dict[str, int]
     drift: Drift
 

@@ -35,11 +35,10 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # S
         return "native"
 
     def get_mha_kv_pool_cls(self) -> type:
-        """SGLang's own MHA pool; it is plain torch."""
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+        """SGLang's own MHA pool, which is plain torch, with keys that clustering actors can map."""
+        from tactic.workers.sglang.shared_pool import SharedKeyPool
 
-        pool: type = MHATokenToKVPool
-        return pool
+        return SharedKeyPool
 
     def get_paged_allocator_cls(self) -> type:
         """SGLang's own allocator; page size 1 never reaches it."""

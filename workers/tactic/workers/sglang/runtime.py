@@ -21,9 +21,11 @@ from tactic.workers.index.store import IndexStore
 from tactic.workers.refresh.drift import DriftMonitor
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import Gauges, Hello
+from tactic.workers.refresh.pools import SharedPools, share_pools
 from tactic.workers.refresh.refresher import Refresher
-from tactic.workers.sglang.attention import make_attention
+from tactic.workers.sglang.attention import Measured, make_attention
 from tactic.workers.sglang.report import RequestMonitor
+from tactic.workers.sharing.handles import NotSharedError
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,10 @@ class TacticRuntime:
         rows = self.requests.req_to_token.shape[0]
         self.clock = WriteClock(keys.shape[0], device)
         self.store = IndexStore(
-            shape.arenas(units, device),
+            shape.arena(units, device),
             make_table(rows, self.requests.max_context_len, index.segment_size, device),
             self.clock,
+            layers=shape.layers,
             segment_size=index.segment_size,
             min_tokens=8 * index.cluster_size,
         )
@@ -124,9 +127,18 @@ class TacticRuntime:
             self.config.refresh,
             rank=self.rank,
             cluster_size=self.config.index.cluster_size,
+            pools=self._share_pools(),
             read_keys=self._read_keys,
             read_slots=self._read_slots,
         )
+
+    def _share_pools(self) -> SharedPools | None:
+        keys = [self.pool.get_key_buffer(layer) for layer in range(self.pool.layer_num)]
+        try:
+            return share_pools(keys, self.store.arena)
+        except NotSharedError as error:
+            logger.warning("clustering actors get keys sent, as they can't read them in place: %s", error)
+            return None
 
     # Hooks -----------------------------------------------------------------------------------------------
 
@@ -198,13 +210,22 @@ class TacticRuntime:
         lengths = torch.tensor(step.lengths, device=self._device)
         read = self.attention.read(step.padded or len(step.slots))[:, : len(step.slots)]
         self._read[slots] += (read.float().mean(-1) / lengths).T
-        shares = self.attention.shares() if step.measure else None
-        if shares is not None:
-            for i, slot in enumerate(step.slots):
-                if self._measured[slot] and slot in self._monitors:
-                    self._monitors[slot].shares.append(shares[:, i].flatten())
-                if self._drift.wants(slot):
-                    self._drift.measured(slot, float(shares[:, i].mean()))
+        if step.measure:
+            self._measure(step)
+
+    def _measure(self, step: _Step) -> None:
+        """Tells the attention share that the last step reached, of those requests for which it is wanted."""
+        wanted = [
+            Measured(row, slot, length)
+            for row, (slot, length) in enumerate(zip(step.slots, step.lengths, strict=True))
+            if self._measured[slot] or self._drift.wants(slot)
+        ]
+        shares = self.attention.shares(step.padded or len(step.slots), wanted)
+        for (_, slot, _), share in zip(wanted, shares.unbind(1), strict=True):
+            if self._measured[slot] and slot in self._monitors:
+                self._monitors[slot].shares.append(share.flatten())
+            if self._drift.wants(slot):
+                self._drift.measured(slot, float(share.mean()))
 
     # Requests --------------------------------------------------------------------------------------------
 
@@ -320,6 +341,7 @@ class TacticRuntime:
                 tokens_index_reused=counters.tokens_reused,
                 refreshes_requested=refresher.requested if refresher else 0,
                 refreshes_published=refresher.published if refresher else 0,
+                refreshes_in_place=refresher.in_place if refresher else 0,
                 refreshes_dropped=dict(refresher.dropped) if refresher else {},
                 drift=self._drift.sums,
             )
