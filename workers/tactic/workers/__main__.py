@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec
 from tactic.worker.v1.supervisor_pb2_grpc import add_SupervisorServiceServicer_to_server
 from tactic.workers.decode.engine import backend_config, engine_arguments, prepare_environment
+from tactic.workers.refresh import mps
 from tactic.workers.sglang.checks import UnsupportedError
 from tactic.workers.sglang.device import engine_device
 from tactic.workers.supervisor import cluster
@@ -62,14 +63,14 @@ def check(spec: DeploymentSpec) -> None:
         UnsupportedError: the engine's part, and placements.
         pydantic.ValidationError: the index's and the refresh's part.
     """
-    prepare_environment(spec.engine, backend_config(spec, link=""))
+    backend = backend_config(spec, link="")
+    prepare_environment(spec.engine, backend)
     engine_arguments(spec.engine)
     if not spec.decode_workers:
         raise UnsupportedError("decode_workers: at least one is needed")
-    if spec.refresh.placement == "colocated":
-        raise UnsupportedError("refresh.placement: 'colocated' is not there yet; use 'cpu' or 'dedicated'")
     if not spec.ray_address:
         plan(spec, engine_device())
+        mps.check(backend.refresh)
 
 
 async def serve(spec: DeploymentSpec) -> None:

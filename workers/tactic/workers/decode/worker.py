@@ -25,6 +25,7 @@ from tactic.workers.decode.engine import (
 from tactic.workers.decode.hub import SchedulerHub
 from tactic.workers.decode.servicer import WorkerServicer
 from tactic.workers.refresh.dispatcher import RefreshDispatcher
+from tactic.workers.refresh.mps import MpsDaemon
 from tactic.workers.sglang.checks import check_checkpoint
 from tactic.workers.sglang.device import engine_device
 
@@ -49,6 +50,7 @@ class DecodeWorker:
         self._spec = json_format.Parse(spec_json, DeploymentSpec())
         self._clustering = clustering
         self._servicer: WorkerServicer | None = None
+        self._mps: MpsDaemon | None = None
 
     async def start(self) -> dict[str, Any]:
         """Brings the engine up and listens.
@@ -68,6 +70,9 @@ class DecodeWorker:
         dispatcher = RefreshDispatcher(self._clustering, backend.refresh.timeout_s, hub.reply)
         hub.start(dispatcher.submit)
         dispatcher.start()
+
+        # Before the engine's processes touch their GPUs. A start that fails leaves it for the next one.
+        self._mps = MpsDaemon.start(backend.refresh)
 
         import sglang  # Only here: it takes seconds, and prepare_environment must come first.
 
@@ -131,6 +136,8 @@ class DecodeWorker:
             self._engine.shutdown()
             await self._dispatcher.stop()
             await self._hub.stop()
+        if self._mps is not None:
+            self._mps.stop()
 
 
 def create_decode_worker(
