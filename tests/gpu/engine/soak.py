@@ -118,7 +118,7 @@ class Soak:
 
     async def _request(self, name: str) -> None:
         """One request to its end, whatever that is."""
-        tokens = self.random.choice([1, 16, 100, 300])
+        tokens = self.random.choice([1, 30, 200, 400])
         prompt = self._prompt(self.random.randint(16, self.longest - tokens))
         count = 0
         async for _ in self._tokens(name, prompt, tokens):
