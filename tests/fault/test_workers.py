@@ -130,3 +130,12 @@ async def test_a_session_outlives_the_engine_that_runs_its_turn(client: TacticCl
     after = await chat(client, session, "Once more?", EVERYTHING, 16)
     alone = await chat(client, twin, "Once more?", EVERYTHING, 16)
     assert after.token_ids == alone.token_ids
+
+    # The clustering worker has let go of the old engine's memory, and works in the new one's.
+    async with asyncio.timeout(240):
+        stats = back[home].stats
+        while not stats.refreshes_published:
+            asked = (complete(client, prompt(n), EVERYTHING, greedy(STEPS)) for n in LENGTHS)
+            await asyncio.gather(*asked)
+            stats = (await workers(client, DECODE))[home].stats
+    assert stats.refreshes_in_place == stats.refreshes_published

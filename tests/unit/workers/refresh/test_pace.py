@@ -1,0 +1,40 @@
+import time
+
+import pytest
+
+from tactic.workers.config import SHARED_DUTY, RefreshConfig
+from tactic.workers.refresh.pace import Pace
+
+
+@pytest.mark.parametrize(("duty", "rests"), [(1.0, []), (0.25, [6.0, 15.0])])
+def test_it_rests_for_its_part_of_the_time(
+    duty: float, rests: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, slept = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    with Pace(duty) as pace:
+        for work in (2, 5):
+            now[0] += work
+            pace.layer_done()
+    assert slept == rests
+
+
+@pytest.mark.parametrize(
+    ("config", "duty"),
+    [
+        (RefreshConfig(), 1),
+        (RefreshConfig(duty=0.5), 0.5),
+        (RefreshConfig(placement="dedicated"), 1),
+        (RefreshConfig(placement="colocated"), 1),
+        (RefreshConfig(placement="colocated", mps_percentage=0), SHARED_DUTY),
+        (RefreshConfig(placement="colocated", mps_percentage=0, duty=0.3), 0.3),
+    ],
+)
+def test_only_turns_on_a_gpu_are_short(config: RefreshConfig, duty: float) -> None:
+    assert config.actual_duty == duty
