@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,15 @@ from tactic.kernels.decode import decode
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit
 from tactic.kernels.index import DecodeOptions, LayerArena, SegmentTable
+from tactic.kernels.sparse_decode.trace import Trace
+
+
+class Measured(NamedTuple):
+    """A request of a step: its place in the batch, its request slot, its length with the current token."""
+
+    row: int
+    slot: int
+    length: int
 
 
 class SparseAttention(ABC):
@@ -52,9 +61,14 @@ class SparseAttention(ABC):
     def read(self, batch: int) -> torch.Tensor:
         """Positions that each KV head read in the last step of this batch size, [L, B, H] int32."""
 
-    def shares(self) -> torch.Tensor | None:
-        """Attention share reached in the last step, [L, B, Hq] fp32, where it was measured."""
-        return None
+    @abstractmethod
+    def shares(self, batch: int, requests: Sequence[Measured]) -> torch.Tensor:
+        """Attention share that requests of the last step reached, [L, len(requests), Hq] fp32.
+
+        Args:
+            batch: of the step, padding included; it was begun with `measure`.
+            requests: which.
+        """
 
 
 class NaiveAttention(SparseAttention):
@@ -87,14 +101,16 @@ class NaiveAttention(SparseAttention):
         """See the base class."""
         return torch.stack([read for read, _ in self._results])
 
-    def shares(self) -> torch.Tensor | None:
+    def shares(self, batch: int, requests: Sequence[Measured]) -> torch.Tensor:
         """See the base class."""
-        shares = [share for _, share in self._results if share is not None]
-        return torch.stack(shares) if shares else None
+        shares = torch.stack([share for _, share in self._results if share is not None])
+        return shares[:, [request.row for request in requests]]
 
 
 class CompiledAttention(SparseAttention):
-    """Triton kernels of fixed shapes that never ask the host, fit for CUDA graphs; measures no shares.
+    """Triton kernels of fixed shapes that never ask the host, fit for CUDA graphs.
+
+    Every step leaves a trace from which shares can be told, so `measure` changes nothing.
 
     Args:
         pool: as for the base class.
@@ -127,6 +143,8 @@ class CompiledAttention(SparseAttention):
         self._whole: DecodeRunner | None = None
         self._runners: dict[int, list[DecodeRunner]] = {}
         self._read: dict[int, torch.Tensor] = {}
+        self._traces: list[Trace] = []
+        self._scale = 1.0
         self._current: list[DecodeRunner] = []
 
     def begin(self, slots: torch.Tensor, lengths: torch.Tensor, *, measure: bool) -> None:
@@ -139,7 +157,8 @@ class CompiledAttention(SparseAttention):
 
     def layer(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         """See the base class."""
-        result, _ = self._current[layer].run(
+        self._scale = scale
+        result = self._current[layer].run(
             q.contiguous(),
             self.pool.get_key_buffer(layer),
             self.pool.get_value_buffer(layer),
@@ -154,8 +173,22 @@ class CompiledAttention(SparseAttention):
         """See the base class."""
         return self._read[batch]
 
+    def shares(self, batch: int, requests: Sequence[Measured]) -> torch.Tensor:
+        """See the base class. Reads all keys of the requests; the step's own tokens must not have moved."""
+        return torch.stack(
+            [self._layer_shares(runner, i, requests) for i, runner in enumerate(self._runners[batch])]
+        )
+
+    def _layer_shares(self, runner: DecodeRunner, layer: int, requests: Sequence[Measured]) -> torch.Tensor:
+        keys = self.pool.get_key_buffer(layer)
+        shares = [
+            runner.trace.share(row, keys, self.req_to_token[slot, :length], self._scale)
+            for row, slot, length in requests
+        ]
+        return torch.stack(shares)
+
     def _prepare(self, batch: int) -> None:
-        """One runner's buffers serve all layers, but each layer keeps the lengths that it read."""
+        """One runner's buffers serve all layers, but each layer keeps what it read, and its trace."""
         arena = self.arenas[0]
         heads, _, dim = arena.centroids.shape
         device = arena.centroids.device
@@ -172,11 +205,16 @@ class CompiledAttention(SparseAttention):
                 processors=self._processors,
                 fit=self._fit,
             )
+            self._traces = [
+                Trace.create(batch, self._query_heads, dim, dtype=arena.centroids.dtype, device=device)
+                for arena in self.arenas
+            ]
         runner = self._whole.shrink(batch)
         read = torch.zeros(len(self.arenas), batch, heads, dtype=torch.int32, device=device)
         self._read[batch] = read
         self._runners[batch] = [
-            replace(runner, reads=replace(runner.reads, lengths=lengths)) for lengths in read
+            replace(runner, reads=replace(runner.reads, lengths=lengths), trace=trace.head(batch))
+            for lengths, trace in zip(read, self._traces, strict=True)
         ]
 
 
