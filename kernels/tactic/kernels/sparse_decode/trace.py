@@ -63,5 +63,5 @@ def reached_share(query: Tensor, lse: Tensor, k_pool: Tensor, slot_ids: Tensor) 
         k_pool: `[slots, H, d]`.
         slot_ids: `[n]` integer, of all positions.
     """
-    parts = [position_logits(query, k_pool, ids).logsumexp(-1) for ids in slot_ids.split(_POSITIONS)]
+    parts = [position_logits(query, k_pool, ids).logsumexp(-1) for ids in torch.split(slot_ids, _POSITIONS)]
     return torch.exp(lse - torch.stack(parts).logsumexp(0)).clamp(max=1)
