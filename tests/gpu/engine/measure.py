@@ -60,8 +60,8 @@ def main() -> None:
     print(table)
 
 
-def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs one engine and returns its times and reads."""
+def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any) -> dict[str, Any]:
+    """Runs one engine and returns its times and reads; `engine_arguments` are more of `Engine`'s."""
     started = time.monotonic()
     with Engine(
         arguments.model,
@@ -71,6 +71,7 @@ def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
         max_running_requests=max(*arguments.batches, 4),
         context_length=arguments.context + 4096,
         log_level="info",
+        **engine_arguments,
     ) as engine:
         result: dict[str, Any] = {"start_s": time.monotonic() - started}
         print(f"{backend}: engine up after {result['start_s']:.0f} s", flush=True)
@@ -123,14 +124,19 @@ def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dic
 
 def _step_times(engine: Engine, prompts: list[list[int]], steps: int, tactic: dict[str, Any]) -> list[float]:
     """Milliseconds between tokens of the last request to start, prefixes being cached."""
-    stamps: dict[int, list[float]] = {}
+    stamps: dict[int, list[tuple[float, int]]] = {}
     outputs = engine.sglang.generate(
         input_ids=prompts, sampling_params=greedy(steps + WARM_UP, tactic), stream=True
     )
     for output in outputs:
-        stamps.setdefault(output.get("index", 0), []).append(time.monotonic())
-    last = max(stamps.values(), key=lambda times: times[0])
-    return [1e3 * (b - a) for a, b in pairwise(last[WARM_UP:])]
+        count = len(output["output_ids"])
+        stamps.setdefault(output.get("index", 0), []).append((time.monotonic(), count))
+    last = max(stamps.values(), key=lambda stamps: stamps[0])
+    times = []
+    # Tokens that come together, as this process was late, took as long each.
+    for (before, _), (now, count) in pairwise(last):
+        times += [1e3 * (now - before) / count] * count
+    return times[-steps:]
 
 
 def _reads(engine: Engine, batch: int) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class Line:
 
 
 def _serve(config: RefreshConfig, end: "Connection[Any, Any]") -> None:
-    worker = ClusteringWorker(config)
+    # Ray decides this in a deployment. The engine is on the first.
+    worker = ClusteringWorker(config, gpu=1 if config.placement == "dedicated" else None)
     while True:
         try:
             job: RefreshJob = end.recv()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 STOP_S = 10.0
+LOOPBACK = ("127.", "localhost", "[::1]")
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -144,6 +146,13 @@ class Supervisor:
         record = entry.record
         record.address, record.pid, record.device = info["address"], info["pid"], info["device"]
         record.model, record.node = self.model.name, info["node"]
+        if record.node != os.uname().nodename and record.address.startswith(LOOPBACK):
+            logger.error(
+                "%s runs on %s and listens on %s, where nobody else reaches it: set workers.host = 0.0.0.0",
+                record.worker_id,
+                record.node,
+                record.address,
+            )
         if entry.draining:
             await entry.handle.drain.remote()
         entry.ready()
