@@ -101,7 +101,7 @@ async def test_a_node_dies_under_load(client: TacticClient, cluster: Cluster) ->
 
 async def test_its_workers_come_back_on_a_new_node(client: TacticClient, cluster: Cluster) -> None:
     # After the test above.
-    node = await asyncio.to_thread(cluster.add_node, **NODE)
+    node = cluster.add_node(**NODE)
     for name, kind in (("decode-0", WorkerKind.WORKER_KIND_DECODE), ("clustering-0", CLUSTERING)):
         back = (await until(client, lambda now, n=name: now[n].state == READY, kind, timeout_s=400))[name]
         assert back.restarts >= 1
