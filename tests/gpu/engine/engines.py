@@ -161,6 +161,14 @@ class Engine:
         )
         return outputs
 
+    def load(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        """Writes weights, named as in a checkpoint, over the engine's; RuntimeError if it refuses them."""
+        success, message = self.sglang.update_weights_from_tensor(weights)
+        if not success:
+            raise RuntimeError(f"the engine takes no weights {[name for name, _ in weights]}: {message}")
+        if torch.cuda.is_available():
+            torch.cuda.ipc_collect()
+
     def messages(self, wait_s: float = 0.0) -> list[ToWorker]:
         """What the tactic backend has said since the last call; waits so long for the first message."""
         found = []

@@ -143,15 +143,13 @@ def _randomize(engine: Engine, model: str) -> None:
 
     ones = torch.ones(hidden, dtype=torch.bfloat16, device=device)
     vocabulary = config["vocab_size"], hidden
-    engine.sglang.update_weights_from_tensor(
-        [("model.embed_tokens.weight", draw(vocabulary, hidden**0.5)), ("model.norm.weight", ones)]
-    )
-    engine.sglang.update_weights_from_tensor([("lm_head.weight", draw(vocabulary, 4.0))])
+    engine.load([("model.embed_tokens.weight", draw(vocabulary, hidden**0.5)), ("model.norm.weight", ones)])
+    engine.load([("lm_head.weight", draw(vocabulary, 4.0))])
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         norms = [(f"{prefix}.{name}_layernorm.weight", ones) for name in ("input", "post_attention")]
         projections = [(f"{prefix}.{name}.weight", draw(rows[name], gain)) for name, gain in GAIN.items()]
-        engine.sglang.update_weights_from_tensor(norms + projections)
+        engine.load(norms + projections)
 
 
 if __name__ == "__main__":

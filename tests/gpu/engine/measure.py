@@ -109,7 +109,7 @@ def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dic
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = Weights.create(shape, structured_prompt(length, 0, shape), seed=0, device=device)
     for tensors in weights.tensors():
-        engine.sglang.update_weights_from_tensor(tensors)
+        engine.load(tensors)
     about = {
         "kind": "random, structured and calibrated: see structured.py",
         "oracle_tokens": statistics.mean(weights.needed),

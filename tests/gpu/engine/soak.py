@@ -210,7 +210,7 @@ def main() -> int:
     arguments = parser.parse_args()
     prepare_environment()
     index = IndexConfig(
-        check_integrity=True, min_clustered=512, segment_size=arguments.segment, threshold=0.9
+        check_integrity=True, min_clustered=256, segment_size=arguments.segment, threshold=0.9
     )
     began = time.monotonic()
     with Engine(
