@@ -5,6 +5,7 @@
 `mps`, `turns`: a request decodes while a clustering worker is idle, then while it re-clusters one and the
 same job again and again, in the engine's own memory; under MPS with a tenth of the GPU, and in turns,
 throttled.
+`dedicated`: the same with a second GPU for the worker.
 `generation`: two equal requests generate, one is refreshed, the other never.
 The results go to --out as JSON and, as a table, beside it as Markdown.
 """
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", default=["mps", "turns", "generation"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["mps", "turns", "generation"])
     parser.add_argument("--model", default="llama-3.1-8b", help=f"checkpoint, or one of {', '.join(SHAPES)}")
     parser.add_argument("--context", type=int, default=32_000, help="prompt tokens for `mps` and `turns`")
     parser.add_argument("--seconds", type=float, default=8.0, help="decoded without and with a busy worker")
@@ -59,7 +60,7 @@ def main() -> None:
     results: dict[str, Any] = {"device": device_name()} | {k: str(v) for k, v in vars(arguments).items()}
     for part in arguments.parts:
         began = time.monotonic()
-        results[part] = {"mps": under_mps, "turns": in_turns, "generation": generation}[part](arguments)
+        results[part] = PARTS[part](arguments)
         print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
         arguments.out.write_text(json.dumps(results, indent=1))
         arguments.out.with_suffix(".md").write_text(table(results))
@@ -83,6 +84,15 @@ def in_turns(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         RefreshConfig(placement=placement, mps_percentage=0, duty=duty, interval=SOON) for duty in DUTIES
     ]
     return beside_decoding(arguments, configs)
+
+
+def on_another_gpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """With a GPU of its own."""
+    if torch.cuda.device_count() < 2:
+        raise SystemExit(
+            "--parts dedicated needs two GPUs: one for the engine, one for the clustering worker"
+        )
+    return beside_decoding(arguments, [RefreshConfig(placement="dedicated", interval=SOON)])
 
 
 def beside_decoding(arguments: argparse.Namespace, configs: Sequence[RefreshConfig]) -> list[dict[str, Any]]:
@@ -145,6 +155,7 @@ def _idle_and_busy(line: Line, config: RefreshConfig, seconds: float, stamps: li
     slower = statistics.mean(beside) / step - 1
     took = statistics.mean(times)
     return {
+        "placement": config.placement,
         "mps_percentage": config.mps_percentage if config.uses_mps else None,
         "duty": config.actual_duty,
         "positions_per_job": len(job.slots) // 4,
@@ -166,7 +177,7 @@ def generation(arguments: argparse.Namespace) -> dict[str, Any]:
     config = RefreshConfig(placement=placement, mps_percentage=0, duty=1.0, interval=arguments.interval)
     prompt = random_prompt(arguments.prompt, 2)
     names = ("refreshed", "never")
-    room = 2 * (arguments.prompt + arguments.tokens)
+    room = 3 * (arguments.prompt + arguments.tokens)
     with (
         Line() as line,
         _engine(arguments.generation_model, line, config, room=room) as engine,
@@ -243,7 +254,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"Refresh beside decoding on {results['device']}; {results['model']}, {results['context']} tokens.\n"
     ]
-    rows = [row for part in ("mps", "turns") for row in results.get(part, ())]
+    rows = [row for part in ("mps", "turns", "dedicated") for row in results.get(part, ())]
     if rows:
         lines += [
             "| clustering worker | p50 / p99 alone, ms | p50 / p99 beside, ms | p99 ratio | a job, s "
@@ -251,7 +262,9 @@ def table(results: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
     for row in rows:
-        kind = f"MPS {row['mps_percentage']} %" if row["mps_percentage"] else f"in turns, duty {row['duty']}"
+        kind = f"{row['placement']}, duty {row['duty']}"
+        if row["mps_percentage"]:
+            kind = f"{row['placement']}, MPS {row['mps_percentage']} %"
         alone, beside = row["alone_ms"], row["beside_ms"]
         lines.append(
             f"| {kind} | {alone['p50']:.2f} / {alone['p99']:.2f} | {beside['p50']:.2f} / {beside['p99']:.2f} "
@@ -276,6 +289,8 @@ def table(results: dict[str, Any]) -> str:
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
+
+PARTS = {"mps": under_mps, "turns": in_turns, "dedicated": on_another_gpu, "generation": generation}
 
 if __name__ == "__main__":
     main()

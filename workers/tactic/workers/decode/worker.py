@@ -67,7 +67,9 @@ class DecodeWorker:
         backend = backend_config(self._spec, hub.address)
         prepare_environment(engine_spec, backend)
         arguments = engine_arguments(engine_spec)
-        dispatcher = RefreshDispatcher(self._clustering, backend.refresh.timeout_s, hub.reply)
+        dispatcher = RefreshDispatcher(
+            self._clustering, backend.refresh.timeout_s, hub.reply, ranks=hub.ranks
+        )
         hub.start(dispatcher.submit)
         dispatcher.start()
 

@@ -71,15 +71,16 @@ class RefreshDispatcher:
             workers' jobs does not count. The actor is killed then, and restarted by Ray; one that gives no
             sign of life at all is found out within twice that time.
         reply: sends an answer to a rank.
+        ranks: of the engine; each asks for its own heads.
     """
 
-    def __init__(self, actors: Sequence[Any], timeout_s: float, reply: Reply) -> None:
+    def __init__(self, actors: Sequence[Any], timeout_s: float, reply: Reply, *, ranks: int = 1) -> None:
         self._actors = list(actors)
         self._timeout_s = timeout_s
         self._reply = reply
         self._order = itertools.count()
         self._queue: asyncio.PriorityQueue[_Queued] = asyncio.PriorityQueue(
-            QUEUED_PER_ACTOR * len(self._actors)
+            QUEUED_PER_ACTOR * len(self._actors) * ranks
         )
         self._tasks: list[asyncio.Task[None]] = []
 
