@@ -61,7 +61,7 @@ async def test_a_report_is_complete_when_every_rank_told_of_every_stay(line: Lin
 async def test_the_latest_gauges_of_each_rank_are_kept(line: Line) -> None:
     hub, links = line
     for used in (1, 2, 3):
-        links[1].send(Gauges(1, used, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, Drift()))
+        links[1].send(Gauges(1, used, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, Drift()))
     links[1].send(hello(1))
     links[0].send(hello(0))
     await hub.wait_hello(10)
@@ -89,7 +89,7 @@ async def test_jobs_are_handed_on_and_answers_reach_their_rank() -> None:
 
     hub.start(take)
     link = SchedulerLink(hub.address, rank=0)
-    sent = RefreshJob(5, 0, (), 32, 1, 9, ())
+    sent = RefreshJob(5, 0, "request", (), 32, 1, 9, b"slots")
     link.send(sent, [memoryview(b"keys"), memoryview(b"more")])
     job, frames = await asyncio.wait_for(jobs.get(), 10)
     assert (job, frames) == (sent, [b"keys", b"more"])

@@ -28,7 +28,7 @@ def report(
 
 
 def gauges(rank: int, drift: Drift = NO_DRIFT, **dropped: int) -> Gauges:
-    return Gauges(rank, 100, 2000, 3, 11, 12, 13, 400, 50, 6, 5, dropped, drift)
+    return Gauges(rank, 100, 2000, 3, 11, 12, 13, 400, 50, 6, 5, 4, dropped, drift)
 
 
 def test_no_report_is_no_claim() -> None:
@@ -71,6 +71,7 @@ def test_worker_before_its_first_gauges() -> None:
 def test_worker_adds_bytes_and_drops_of_ranks_and_counts_the_rest_once() -> None:
     stats = worker_stats([gauges(0, timeout=1, busy=2), gauges(1, busy=1)], index_bytes=9000, kv_tokens=500)
     assert (stats.index_bytes_used, stats.segments, stats.refreshes_published) == (4000, 3, 5)
+    assert stats.refreshes_in_place == 4
     assert dict(stats.refreshes_dropped_by_reason) == {"timeout": 1, "busy": 3}
     assert stats.refreshes_dropped == 4
     assert (stats.segments_evicted, stats.segments_stale, stats.index_allocation_failures) == (11, 12, 13)
