@@ -13,7 +13,6 @@ from tactic.workers.evaluation.tasks.prompt import PromptBuilder
 
 MODEL = Path(__file__).parents[3] / "deploy" / "reference-model" / "checkpoint"
 TASK = "niah_multiquery"
-DIM = 128  # prebuilt modules of FlashInfer
 SHARE = 0.9
 
 
@@ -21,8 +20,6 @@ def capture(
     books: Path, *, context: int, contexts: int = 3, cluster_size: int = 32, tail: int = 1024
 ) -> Workload:
     """The first decode step after each of some contexts; all layers' heads stand side by side as one layer.
-
-    Keys of d 64 are filled up with zeros to 128: the logits stay, all methods read twice the bytes.
 
     Args:
         books: text file or folder of *.txt.xz.
@@ -47,13 +44,12 @@ def capture(
     for q, keys, values in taken:
         pools = []
         for rows in (keys, values):
-            pool = torch.zeros(length, rows.shape[1], DIM, dtype=rows.dtype, device="cuda")
+            pool = torch.empty(length, *rows.shape[1:], dtype=rows.dtype, device="cuda")
             # Of a longer context, the first positions after the sinks are left out.
-            cut = torch.cat([rows[:16], rows[len(rows) - length + 16 :]])
-            pool[slots.long(), :, : rows.shape[2]] = cut
+            pool[slots.long()] = torch.cat([rows[:16], rows[len(rows) - length + 16 :]])
             pools.append(pool)
         arena, build_ms = make_index(table, pools[0], slots[None], lengths, cluster_size)
-        layers.append(Layer(torch.nn.functional.pad(q, (0, DIM - q.shape[2])), *pools, arena))
+        layers.append(Layer(q, *pools, arena))
         weights = (
             logits_of(layers[-1].q[0], pools[0], slots, 1.0).softmax(-1).sort(-1, descending=True).values
         )
@@ -67,7 +63,7 @@ def capture(
         1.0,  # queries are scaled
         build_ms,
         oracle,
-        f"captured: reference model, {TASK}, {layers[0].k_pool.shape[1]} KV heads, d 64 in rows of {DIM}",
+        f"captured: reference model, {TASK}, {layers[0].k_pool.shape[1]} KV heads, d 64",
     )
 
 
