@@ -21,7 +21,7 @@ def test_it_rests_for_its_part_of_the_time(
     with Pace(duty) as pace:
         for work in (2, 5):
             now[0] += work
-            pace.layer_done()
+            pace.rest()
     assert slept == rests
 
 

@@ -13,9 +13,9 @@ import torch
 
 from tactic.workers.config import RefreshConfig
 from tactic.workers.refresh import messages, mps
-from tactic.workers.refresh.compute import cluster_in_place, cluster_pieces, flatten
+from tactic.workers.refresh.compute import cluster_in_place, cluster_pieces, flatten, on
 from tactic.workers.refresh.messages import Frames, RefreshJob, RefreshReply
-from tactic.workers.refresh.pace import Pace, wait_for_gpus
+from tactic.workers.refresh.pace import Pace
 from tactic.workers.refresh.pools import MappedPools, Mappings
 from tactic.workers.sharing.handles import NotSharedError
 from tactic.workers.sharing.host import host_identity
@@ -86,24 +86,33 @@ class ClusteringWorker:
                     return RefreshReply(job.job_id, keys_wanted=str(error)), []
             else:
                 return self.cluster_mapped(job, pools), []
-        device = self._device or torch.device("cuda")
-        tensors = [t.to(device) for t in messages.unpack(job.tensors, [f.data for f in frames])]
-        clusters = cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)
-        specs, views = messages.pack(flatten(clusters))
+        return self.cluster_sent(job, frames)
+
+    def cluster_sent(self, job: RefreshJob, frames: Frames) -> Result:
+        """Does a job whose keys came with it; its answer, and the clusters."""
+        device = self._device or torch.device("cuda", 0)
+        self._pace.uses(device)
+        with on(device):
+            tensors = [t.to(device) for t in messages.unpack(job.tensors, [f.data for f in frames])]
+            clusters = cluster_pieces(tensors, job.pieces, job.cluster_size, job.seed)
+            specs, views = messages.pack(flatten(clusters))
         self._done += 1
         return RefreshReply(job.job_id, tensors=specs), [np.frombuffer(view, np.uint8) for view in views]
 
     def cluster_mapped(self, job: RefreshJob, pools: MappedPools) -> RefreshReply:
         """Does a job in the pools of the rank that asks; its answer."""
-        with self._pace as pace:
-            cluster_in_place(job, pools, self._device, pace.layer_done)
+        there = pools.keys[0].device
+        device = self._device or there
+        self._pace.uses(device, there)
+        with self._pace as pace, on(device):
+            cluster_in_place(job, pools, device, pace.rest)
         self._done += 1
         return RefreshReply(job.job_id)
 
     def _settle(self) -> None:
         """Sees a failed job's kernels to their end. A process whose GPU has failed ends: Ray restarts it."""
         try:
-            wait_for_gpus()
+            self._pace.wait()
         except RuntimeError:
             logger.critical("the GPU has failed", exc_info=True)
             os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -12,16 +13,21 @@ from tactic.workers.refresh.messages import Piece, RefreshJob
 from tactic.workers.refresh.pools import MappedPools
 
 
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a device the current one, as Triton's kernels need."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def cluster_in_place(
-    job: RefreshJob, pools: MappedPools, device: torch.device | None, after_layer: Callable[[], None]
+    job: RefreshJob, pools: MappedPools, device: torch.device, rest: Callable[[], None]
 ) -> None:
     """Clusters each piece in every layer and KV head, from the pool's keys into the index arenas.
 
     Args:
         job: its slots say where the keys lie, its units where the clusters go.
         pools: of the rank that asks.
-        device: where to compute; None for where the pools lie.
-        after_layer: called when a layer's work is queued.
+        device: where to compute.
+        rest: called when the work on a piece in a layer is queued.
     """
     slots = torch.frombuffer(bytearray(job.slots), dtype=torch.int32)
     for keys, arena in zip(pools.keys, pools.arenas, strict=True):
@@ -30,8 +36,8 @@ def cluster_in_place(
             init = None
             if piece.warm_unit is not None:
                 init = arena.read(piece.warm_unit, piece.length).centroids
-            arena.write(piece.unit, _cluster(keys, at, job, init, device or keys.device))
-        after_layer()
+            arena.write(piece.unit, _cluster(keys, at, job, init, device))
+            rest()
 
 
 def _cluster(

@@ -1,4 +1,4 @@
-"""How much of the time a clustering actor computes."""
+"""How much of the time a clustering actor computes, and when a GPU is through."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Pace:
-    """Lets an actor work for a share of the time, by rests between the layers of a job.
+    """Lets an actor work for a share of the time, by rests within a job.
 
     As a context it spans one job, and leaves it when the GPUs are through.
 
@@ -21,6 +21,12 @@ class Pace:
     def __init__(self, duty: float) -> None:
         self._duty = duty
         self._began = 0.0
+        # Only those that are used: to ask another one is to take memory there.
+        self._gpus: set[torch.device] = set()
+
+    def uses(self, *devices: torch.device) -> None:
+        """Says where the actor is about to work."""
+        self._gpus.update(device for device in devices if device.type == "cuda")
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
@@ -30,19 +36,17 @@ class Pace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            wait_for_gpus()
+            self.wait()
 
-    def layer_done(self) -> None:
-        """To be called when a layer's work is queued: waits for it, and rests for its part of the time."""
+    def rest(self) -> None:
+        """To be called when a piece of work is queued: waits for it, and rests for its part of the time."""
         if self._duty == 1:
             return
-        wait_for_gpus()
+        self.wait()
         time.sleep((time.monotonic() - self._began) * (1 / self._duty - 1))
         self._began = time.monotonic()
 
-
-def wait_for_gpus() -> None:
-    """Returns when all kernels and copies of this process are through."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(device)
+    def wait(self) -> None:
+        """Returns when this process's kernels and copies are through. Raises RuntimeError if a GPU fails."""
+        for gpu in self._gpus:
+            torch.cuda.synchronize(gpu)
