@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ def equal(arguments: Namespace) -> dict[str, Any]:
 
         def run(backend: str, ranks: int) -> list[dict[str, Any]]:
             index = IndexConfig(min_clustered=1024)
+            _announce(ranks)
             room = {"context_length": max(arguments.lengths) + 4096, "max_running_requests": 4}
             with Engine(model, backend, index=index, tp_size=ranks, **room, **arguments.engine) as engine:
                 asked = {"return_logprob": True, "top_logprobs_num": TOP}
@@ -80,6 +82,7 @@ def million(arguments: Namespace) -> dict[str, Any]:
 
 def refresh(arguments: Namespace) -> dict[str, Any]:
     """A clustering worker on the second GPU maps the first one's K pool, and is idle or always at work."""
+    _announce(ranks=1)
     measure = _load("tests/gpu/refresh/measure.py")
     config = RefreshConfig(placement="dedicated", interval=measure.SOON)
     asked = Namespace(model=arguments.model, context=arguments.contexts[0] // 4, seconds=arguments.seconds)
@@ -201,6 +204,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _speed(arguments: Namespace, context: int) -> dict[str, Any]:
+    _announce(GPUS)
     measure = _load("tests/gpu/engine/measure.py").measure
     asked = Namespace(
         model=arguments.model,
@@ -214,6 +218,11 @@ def _speed(arguments: Namespace, context: int) -> dict[str, Any]:
     backends = {"dense": arguments.dense, "tactic": "tactic"}
     runs = {name: measure(kind, asked, tp_size=GPUS, **arguments.engine) for name, kind in backends.items()}
     return {name: run["batch_1"] | {"weights": run["weights"]} for name, run in runs.items()}
+
+
+def _announce(ranks: int) -> None:
+    """On the CPU, SGLang wants to be told the cores of each rank; with GPUs it does not look."""
+    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(["0"] * ranks)
 
 
 @contextmanager
