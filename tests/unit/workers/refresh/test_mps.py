@@ -19,6 +19,8 @@ fi
 read command rest
 [ -e "$CUDA_MPS_PIPE_DIRECTORY/running" ] || exit 1
 [ "$command" = quit ] && rm "$CUDA_MPS_PIPE_DIRECTORY/running"
+[ "$command" = get_server_list ] && echo 77
+[ "$command" = terminate_client ] && echo "$rest" >> "$CUDA_MPS_PIPE_DIRECTORY/terminated"
 exit 0
 """
 
@@ -98,6 +100,14 @@ def test_only_the_clustering_worker_is_confined(home: Path) -> None:
     assert SHARE not in os.environ
     mps.join(RefreshConfig(placement="colocated", mps_percentage=25))
     assert (os.environ[PIPES], os.environ[SHARE]) == (str(home), "25")
+    daemon.stop()
+
+
+def test_a_client_is_ended_where_it_works(home: Path) -> None:
+    mps.end_client(5)
+    daemon = another_process()
+    mps.end_client(6)
+    assert (home / "terminated").read_text() == "77 6\n"
     daemon.stop()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from tactic.workers.refresh import mps
 from tactic.workers.refresh.clustering import Begun
 from tactic.workers.refresh.messages import Frames, RefreshJob, RefreshReply
 from tactic.workers.refresh.worker import CONTROL
@@ -166,6 +167,7 @@ class RefreshDispatcher:
             if process is None:
                 ray.kill(actor, no_restart=False)
             else:
+                await asyncio.to_thread(mps.end_client, process.pid)
                 process.kill()
             raise _GivenUpError("timeout", process) from None
         except (ray.exceptions.RayActorError, ProcessLookupError):

@@ -106,17 +106,24 @@ def _leave(lock: IO[str]) -> None:
         del os.environ[name]
 
 
+def end_client(pid: int) -> None:
+    """Ends a client's work on the GPU, before it is killed: else that may take the other clients with it."""
+    if PIPES in os.environ:
+        for server in (_command("get_server_list") or "").split():
+            _command(f"terminate_client {server} {pid}")
+
+
 def _answers() -> bool:
-    return _command("get_server_list") == 0
+    return _command("get_server_list") is not None
 
 
-def _command(text: str) -> int:
-    """Tells the daemon something; 0 if it was there and took it."""
+def _command(text: str) -> str | None:
+    """What the daemon says to a command; None if it is not there, or refuses."""
     try:
         done = subprocess.run(
             [PROGRAM], input=text + "\n", capture_output=True, text=True, timeout=COMMAND_S, check=False
         )
-    except subprocess.TimeoutExpired:
-        logger.warning("%s does not answer", PROGRAM)
-        return 1
-    return done.returncode
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        logger.warning("%s: %s", PROGRAM, error)
+        return None
+    return done.stdout if done.returncode == 0 else None
