@@ -11,6 +11,7 @@ from tactic.kernels.decode import DecodeResult, decode
 from tactic.kernels.dense import dense_decode
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index import Clusters, DecodeOptions, LayerArena, SegmentTable, clusters_in, units_in
+from tactic.kernels.kmeans.naive import kmeans
 
 CAPACITY = 6144  # positions of a request at most
 SEGMENTS = 4
@@ -132,7 +133,8 @@ def make_scene(shape: Shape, seed: int) -> Scene:
         unwritten.fill_(torch.iinfo(unwritten.dtype).max)
     free = torch.randperm(slots, generator=generator)
     unit = 1
-    spread = rng.choice([0.0, 0.7, 2.0])  # of topics: none, as in text, so that few tokens matter
+    cluster = rng.choice([_clusters, _uneven_clusters])
+    spread = rng.choice([0.0, 0.7, 1.5, 3.0])  # of topics: none, as in text, so that few tokens matter
     for (segments, _), slot, total in zip(requests, request_slots.tolist(), totals, strict=True):
         ids, free = free[:total], free[total:]
         req_to_token[slot, :total] = ids
@@ -142,11 +144,11 @@ def make_scene(shape: Shape, seed: int) -> Scene:
         begin, row = 0, []
         for length in segments:
             part = keys[begin : begin + length].float().transpose(0, 1)
-            arena.write(unit, _clusters(part, shape, generator))
+            arena.write(unit, cluster(part, shape, generator))
             row.append((unit, length))
             begin, unit = begin + length, unit + units_in(length)
         table.write(slot, row)
-    sharpness = rng.choice([0.3, 1.5, 4.0])
+    sharpness = rng.choice([0.3, 1.5, 3.0, 6.0])
     q = sharpness * torch.randn(shape.batch, shape.heads * shape.group, shape.dim, generator=generator)
     return Scene(
         q=q.to(shape.dtype),
@@ -165,7 +167,7 @@ def make_scene(shape: Shape, seed: int) -> Scene:
 def _lengths(rng: random.Random) -> tuple[list[int], int]:
     """Segments and tail of a request."""
     tail = rng.choice([1, 2, rng.randint(1, 300), rng.randint(1, 1000)])
-    kind = rng.choice(["none", "short", "some", "some", "long"])
+    kind = rng.choice(["none", "short", *["some"] * 4, *["long"] * 3])
     if kind == "none":
         return [], tail
     if kind == "short":
@@ -183,6 +185,13 @@ def _keys(n: int, shape: Shape, spread: float, generator: torch.Generator) -> Te
 
 
 def _clusters(keys: Tensor, shape: Shape, generator: torch.Generator) -> Clusters:
+    """K-means of keys `[H, n, d]`."""
+    seed = int(torch.randint(1 << 30, (), generator=generator))
+    made = kmeans(keys, shape.cluster_size, max_iters=2, seed=seed)
+    return replace(made, centroids=made.centroids.to(shape.dtype))
+
+
+def _uneven_clusters(keys: Tensor, shape: Shape, generator: torch.Generator) -> Clusters:
     """Like keys `[H, n, d]` together, in clusters of any size from 1 on, more uneven than k-means's."""
     heads, n, dim = keys.shape
     count = clusters_in(n, shape.cluster_size)
@@ -209,12 +218,12 @@ def _clusters(keys: Tensor, shape: Shape, generator: torch.Generator) -> Cluster
 
 
 def _options(shape: Shape, rows: int, rng: random.Random) -> DecodeOptions:
-    names = ["guarded", "guarded", "centroid", "exact", *(["fit"] * 3 if shape.fit else [])]
-    options = DecodeOptions.create(rows, sinks=SINKS, min_clustered=rng.choice([32, 1024]))
+    names = [*["guarded"] * 5, *["centroid"] * 3, "exact", *["fit"] * (9 if shape.fit else 0)]
+    options = DecodeOptions.create(rows, sinks=SINKS, min_clustered=rng.choice([32, 32, 1024]))
     for row in range(rows):
-        options.threshold[row] = rng.choice([1e-6, 0.3, 0.8, 0.9, 0.95, 0.9999, 1.0])
+        options.threshold[row] = rng.choice([1e-6, 0.2, 0.5, 0.8, 0.9, 0.95, 0.9999, 1.0])
         options.estimator[row] = estimator_id(rng.choice(names))
-        options.dense[row] = rng.random() < 0.1
+        options.dense[row] = rng.random() < 0.05
     return options
 
 
