@@ -317,31 +317,42 @@ class Schedule:
         return True
 
     def lie(self) -> bool:
-        """A result that is none: of numbers that can't be, not all there, or of bytes that are no tensors."""
+        """A result that is none."""
         if (job := self._next_job()) is None:
             return False
-        kind = self.random.randrange(4)
-        if self._in_place and kind == 1:
-            self._reply(RefreshReply(job[0].job_id), [])
-            return True
+        in_place = (self._bad_number, self._unwritten, self._scribbled)
+        sent = (self._bad_number, self._missing, self._wrong_type, self._cut_short)
+        self._reply(*self.random.choice(in_place if self._in_place else sent)(*job))
+        return True
 
+    def _bad_number(self, job: RefreshJob, frames: list[bytes]) -> Answer:
+        def spoil(tensors: list[torch.Tensor]) -> None:
+            value = self.random.choice(tensors)
+            at = tuple(self.random.randrange(n) for n in value.shape)
+            value[at] = torch.nan if value.is_floating_point() else -1
+
+        return self._actor.answer(job, frames, spoil)
+
+    def _unwritten(self, job: RefreshJob, _: list[bytes]) -> Answer:
+        return RefreshReply(job.job_id), []
+
+    def _scribbled(self, job: RefreshJob, _: list[bytes]) -> Answer:
+        self._actor.scribble(job, self.random)
+        return RefreshReply(job.job_id), []
+
+    def _missing(self, job: RefreshJob, frames: list[bytes]) -> Answer:
+        return self._actor.answer(job, frames, list.pop)
+
+    def _wrong_type(self, job: RefreshJob, frames: list[bytes]) -> Answer:
         def spoil(tensors: list[torch.Tensor]) -> None:
             victim = self.random.randrange(len(tensors))
-            value = tensors[victim]
-            if kind == 0 or (self._in_place and kind == 2):
-                at = tuple(self.random.randrange(n) for n in value.shape)
-                value[at] = torch.nan if value.is_floating_point() else -1
-            elif self._in_place:
-                self._actor.scribble(job[0], self.random)
-                value.fill_(torch.inf if value.is_floating_point() else 3)
-            elif kind == 1:
-                tensors.pop(victim)
-            elif kind == 2:
-                tensors[victim] = value.to(torch.float64)
+            tensors[victim] = tensors[victim].to(torch.float64)
 
-        reply, frames = self._actor.answer(*job, spoil)
-        self._reply(reply, frames[:-1] if kind == 3 else frames)
-        return True
+        return self._actor.answer(job, frames, spoil)
+
+    def _cut_short(self, job: RefreshJob, frames: list[bytes]) -> Answer:
+        reply, result = self._actor.answer(job, frames)
+        return reply, result[:-1]
 
     def repeat(self) -> bool:
         """An answer comes twice."""
