@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).parent))
-from apparatus import Actor, Line
+from apparatus import WAIT_S, Actor, Line
 from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
 
 from tactic.workers.config import IndexConfig, RefreshConfig
@@ -136,7 +136,7 @@ def beside_decoding(arguments: argparse.Namespace, configs: Sequence[RefreshConf
 def _idle_and_busy(line: Line, config: RefreshConfig, seconds: float, stamps: list[float]) -> dict[str, Any]:
     """One configuration: its job is done once to compile, then decoding goes on alone, then beside it."""
     with Actor(config) as actor:
-        job = line.jobs.get()
+        job = line.jobs.get(timeout=WAIT_S)
         actor.work(job)
         idle = time.monotonic()
         time.sleep(seconds)
