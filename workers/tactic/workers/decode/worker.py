@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from tactic.workers.refresh.dispatcher import RefreshDispatcher
 from tactic.workers.refresh.mps import MpsDaemon
 from tactic.workers.sglang.checks import check_checkpoint
 from tactic.workers.sglang.device import engine_device
+from tactic.workers.sharing.process import when_ended
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class DecodeWorker:
         self._clustering = clustering
         self._servicer: WorkerServicer | None = None
         self._mps: MpsDaemon | None = None
+        self._stopping = False
 
     async def start(self) -> dict[str, Any]:
         """Brings the engine up and listens.
@@ -80,9 +83,13 @@ class DecodeWorker:
 
         # Blocks this actor's event loop while the engine starts, which SGLang's constructor needs.
         engine = sglang.Engine(**arguments)
+        for pid in (child.pid for child in multiprocessing.active_children()):
+            if pid is not None:  # None before it is started, which all of them are
+                when_ended(pid, self._child_ended)
         try:
             hellos = await hub.wait_hello(HELLO_TIMEOUT_S)
         except TimeoutError as error:
+            self._stopping = True
             engine.shutdown()
             raise RuntimeError(
                 "the engine runs, but not with the tactic attention backend: its plug-in did not load. Is "
@@ -133,6 +140,7 @@ class DecodeWorker:
 
     async def stop(self) -> None:
         """Ends the engine's processes."""
+        self._stopping = True
         if self._servicer is not None:
             await self._server.stop(grace=1.0)
             self._engine.shutdown()
@@ -140,6 +148,18 @@ class DecodeWorker:
             await self._hub.stop()
         if self._mps is not None:
             self._mps.stop()
+
+    def _child_ended(self) -> None:
+        """An engine without one of its processes is none: this one ends, too, and the supervisor sees it.
+
+        SGLang's own watchdog sends SIGQUIT, which nohup and a shell's background jobs have us ignore.
+        """
+        if self._stopping:
+            return
+        logger.critical("a process of the engine has ended; so does %s", self._worker_id)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(1)
 
 
 def create_decode_worker(
