@@ -58,7 +58,7 @@ def attend(step: Step, method: Method, measure: float | None) -> tuple[Tensor, R
 
     Args:
         step: the queries.
-        method: decides what each query head selects; its KV head reads the union.
+        method: decides what each query head selects, and what its KV head reads for that.
         measure: P to count the oracle's and the ideal positions for; None leaves them out.
 
     Returns:
@@ -66,7 +66,7 @@ def attend(step: Step, method: Method, measure: float | None) -> tuple[Tensor, R
     """
     heads, group, m, _ = step.query.shape
     own = method.select(step)
-    read = own.any(1, keepdim=True) if group > 1 else own
+    read = method.read(step, own)
     chosen = step.logits.masked_fill(~read, -torch.inf)
     reached = chosen.logsumexp(-1)
     weights = torch.exp(chosen - reached[..., None]).view(heads, group * m, -1)

@@ -11,7 +11,7 @@ from tactic.workers.evaluation.layer import Step
 
 
 class Method(ABC):
-    """Chooses what decode attention reads. A KV head then reads the union over its group."""
+    """Chooses what decode attention reads."""
 
     name: ClassVar[str]
 
@@ -26,6 +26,10 @@ class Method(ABC):
 
         A method that decides for a whole group returns the same for all of its heads (an expanded view).
         """
+
+    def read(self, step: Step, own: Tensor) -> Tensor:
+        """Positions that KV heads read, `[H, 1, m, n]` bool, where their query heads selected `own`: the union."""
+        return own.any(1, keepdim=True)
 
     def ideal(self, step: Step, threshold: float) -> Tensor | None:
         """Positions each query head would select with a perfect estimate on this method's own order.

@@ -12,6 +12,7 @@ from tactic.kernels.estimators import Estimator, Evidence, Exact, estimator_id, 
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.ranking.naive import rank
 from tactic.kernels.selection import select
+from tactic.kernels.union.naive import NEARLY_ALL
 from tactic.workers.evaluation.index import BuildIndex, Index
 from tactic.workers.evaluation.layer import Step
 from tactic.workers.evaluation.methods.base import Method
@@ -52,6 +53,14 @@ class Tactic(Method):
             index.positions(clusters), (0, always.shape[0] - index.clusters.length), value=True
         )
         return chosen.view(heads, group, m, -1) & step.visible
+
+    def read(self, step: Step, own: Tensor) -> Tensor:
+        """See `Method.read`; where a head selects nearly everything, its group reads all, as in `unite`."""
+        ranked = ~step.always(step.layer.structure(self.index).clusters.length)
+        part, whole = NEARLY_ALL
+        most = (own & ranked).sum(-1, keepdim=True).amax(1, keepdim=True)
+        nearly_all = most * whole >= ranked.sum() * part
+        return super().read(step, own) | (nearly_all & step.visible)
 
     def ideal(self, step: Step, threshold: float) -> Tensor | None:
         """See `Method.ideal`."""
