@@ -28,7 +28,7 @@ class Method(ABC):
         """
 
     def read(self, step: Step, own: Tensor) -> Tensor:
-        """Positions that KV heads read, `[H, 1, m, n]` bool, where their query heads selected `own`: the union."""
+        """Positions that KV heads read, `[H, 1, m, n]` bool: what any head of a group selected in `own`."""
         return own.any(1, keepdim=True)
 
     def ideal(self, step: Step, threshold: float) -> Tensor | None:
