@@ -24,7 +24,7 @@ from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.trace import Trace
 from tactic.kernels.sparse_decode.triton import attend, teams
 
-_Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads, Trace)
+_Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
 _FIT = Fit()
 _ESTIMATORS = (Guarded.name, Centroid.name)
 _WAVES = 2  # programs per multiprocessor that run at once
@@ -129,7 +129,7 @@ class DecodeRunner:
             scores=_head(self.scores, batch),
             samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
-            trace=_head(self.trace, batch),
+            trace=self.trace.head(batch),
             partials=replace(self.partials, splits=splits, readers=splits),
         )
 

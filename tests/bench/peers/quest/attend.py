@@ -1,16 +1,14 @@
 """Attention of each KV head's queries over its list of rows, in parts, and their merging."""
 
-import torch
 import triton
 import triton.language as tl
 from peers.quest.naive import PAGE
 from torch import Tensor
 
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.sparse_decode.partials import fold, group_shape, load_group, store_part
 
 _TOKENS = 64
-_LOG2_E = 1.4426950408889634
-_LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def attend(
@@ -24,9 +22,8 @@ def attend(
     scale: float,
 ) -> None:
     """Parts of the attention over the rows listed; see `QuestRunner`."""
-    batch, query_heads, dim = q.shape
+    batch, _, dim = q.shape
     heads = k_pool.shape[1]
-    group = query_heads // heads
     splits = partial.shape[2]
     _attend[(batch * heads, splits)](
         q,
@@ -36,19 +33,16 @@ def attend(
         seq_lens,
         partial,
         partial_lse,
-        scale * _LOG2_E,
+        scale,
         heads,
         dim,
         rows.shape[2],
-        GROUP=group,
-        ROWS=max(16, triton.next_power_of_2(group)),
-        D=max(16, triton.next_power_of_2(dim)),
         TOKENS=_TOKENS,
         SPLITS=splits,
         PAGE=PAGE,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=4,
+        **group_shape(q, heads),
         **overlap(q.device),
     )
 
@@ -78,10 +72,7 @@ def _attend(
     pair = tl.program_id(0)
     split = tl.program_id(1)
     d = tl.arange(0, D)
-    member = tl.arange(0, ROWS)
-    mine = member < GROUP
-    row = pair * GROUP + member
-    query = tl.load(q + row[:, None] * dim + d[None, :], mask=mine[:, None] & (d < dim)[None, :], other=0.0)
+    query = load_group(q, pair, dim, GROUP, ROWS, D)
     listed = tl.minimum(most, tl.cdiv(tl.load(seq_lens + pair // heads), PAGE) * PAGE)
     share = tl.cdiv(tl.cdiv(listed, SPLITS), TOKENS) * TOKENS
     end = tl.minimum(listed, (split + 1) * share)
@@ -95,26 +86,11 @@ def _attend(
         at = tl.load(rows + pair.to(tl.int64) * most + token, mask=token < end, other=-1).to(tl.int64)
         inside = at >= 0
         valid = inside[:, None] & (d < dim)[None, :]
-        key = tl.load(k_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0).to(query.dtype)
-        value = tl.load(v_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0).to(query.dtype)
-        logit = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        logit = tl.where(inside[None, :], logit, -float("inf"))
+        key = tl.load(k_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0)
+        value = tl.load(v_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0)
         # A tile's rows are never all missing: only the last page may end early.
-        higher = tl.maximum(peak, tl.max(logit, axis=1))
-        shrink = tl.exp2(peak - higher)
-        weights = tl.exp2(logit - higher[:, None])
-        weight = weight * shrink + tl.sum(weights, axis=1)
-        total = total * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-        peak = higher
-    filled = weight > 0
-    safe = tl.where(filled, weight, 1.0)
-    place = row.to(tl.int64) * SPLITS + split
-    tl.store(
-        partial + place[:, None] * dim + d[None, :],
-        total / safe[:, None],
-        mask=mine[:, None] & (d < dim)[None, :],
-    )
-    tl.store(partial_lse + place, tl.where(filled, (peak + tl.log2(safe)) * _LN_2, -float("inf")), mask=mine)
+        peak, weight, total = fold(query, key, value, inside, scale, peak, weight, total, PRECISION)
+    store_part(partial, partial_lse, pair, split, SPLITS, dim, peak, weight, total, GROUP, ROWS, D)
 
 
 def merge(out: Tensor, lse: Tensor, partial: Tensor, partial_lse: Tensor) -> None:
@@ -158,7 +134,7 @@ def _merge(
     weight = tl.sum(share)
     parts = tl.load(
         partial + at[:, None] * dim + d[None, :],
-        mask=(part < SPLITS)[:, None] & (d < dim)[None, :],
+        mask=(log > -float("inf"))[:, None] & (d < dim)[None, :],  # empty parts are undefined
         other=0.0,
     )
     total = tl.sum(parts * (share / weight)[:, None], axis=0)
