@@ -78,3 +78,21 @@ async def test_prefill_of_an_appended_context_is_the_turns_prefix(stack: Any) ->
     answer = await chat(stack.client, session, "What is this?", EVERYTHING, ANSWER)
     assert answer.usage.prefix_tokens_reused >= CONTEXT - 1
     assert answer.attention.tokens_index_reused >= CONTEXT - MIN_PIECE
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+async def test_prompts_that_begin_alike_and_are_prefilled_together_keep_their_index(
+    stack: Any, tokens: int
+) -> None:
+    # The prefix cache keeps one copy of what they share: all but one of them end up in another's slots.
+    beginning = prompt(20, seed=100 * tokens)
+    prompts = [beginning + prompt(600, seed=100 * tokens + n) for n in range(4)]
+    # They wait for a long one that has begun, and so come into one batch.
+    long = stack.client.complete(prompt(3 * 4096, seed=tokens), tactic=EVERYTHING, sampling=greedy(1))
+    await anext(long)
+    await asyncio.gather(*(complete(stack.client, each, EVERYTHING, greedy(tokens)) for each in prompts))
+    assert [event async for event in long]
+    for each in prompts:
+        answer = await complete(stack.client, each, EVERYTHING, greedy(4))
+        assert answer.usage.prefix_tokens_reused >= len(each) - 1
+        assert answer.attention.tokens_index_reused >= len(each) - MIN_PIECE

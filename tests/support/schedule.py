@@ -80,6 +80,7 @@ class Schedule:
         "abort": 1,
         "retract": 1.5,
         "move_slots": 6,
+        "settle": 6,
         "evict": 2,
         "answer": 24,
         "lie": 3,
@@ -98,6 +99,7 @@ class Schedule:
         "finish": 10,
         "evict": 9,
         "move_slots": 2,
+        "settle": 8,
         "lie": 12,
     }
     """Short turns: slots and segments change hands all the time."""
@@ -229,11 +231,10 @@ class Schedule:
 
     def move_slots(self) -> bool:
         """The cache has a part of a context elsewhere, points the request there and frees its own."""
-        started = [request for request in self.running if request.done]
-        if not started:
+        request = self._unsettled()
+        if request is None:
             return False
-        request = self.random.choice(started)
-        start = self.random.randrange(request.done)
+        start = self.random.randrange(self.pools.row(request.slot).settled, request.done)
         end = min(request.done, start + self.random.randint(1, 80))
         if len(self.pools.free) < end - start:
             return False
@@ -243,6 +244,20 @@ class Schedule:
         self.pools.req_to_token[request.slot, start:end] = new
         self._drop(old)
         return True
+
+    def settle(self) -> bool:
+        """The cache takes a request's positions over, where they lie by now."""
+        request = self._unsettled()
+        if request is None:
+            return False
+        row = self.pools.row(request.slot)
+        self.pools.store.settle(row, self.pools.read_slots(request.slot, row.settled, request.done))
+        return True
+
+    def _unsettled(self) -> Request | None:
+        """A request with positions that the cache has not taken over."""
+        unsettled = [r for r in self.running if r.done > self.pools.row(r.slot).settled]
+        return self.random.choice(unsettled) if unsettled else None
 
     def _prompt(self) -> torch.Tensor:
         """New tokens, mostly after a part of something that is cached."""

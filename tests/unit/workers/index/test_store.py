@@ -121,6 +121,38 @@ def test_the_same_positions_in_other_slots_have_no_index(pools) -> None:
     assert pools.admit(1, moved).segments == []
 
 
+def test_the_index_follows_its_positions_to_the_slots_that_the_prefix_cache_keeps(pools) -> None:
+    # Two requests that begin alike were computed in one step: the cache keeps the first one's copy.
+    contents = pools.draw(200)
+    for slot in (0, 1):
+        pools.admit(slot)
+        pools.decode(slot, 200, contents)
+        pools.build(pools.store.extend(slot, pools.row(slot), pools.context(slot), complete=True))
+    kept, freed = pools.context(0)[:70], pools.context(1)[:70].tolist()
+    pools.req_to_token[1, :70] = kept
+    settled = pools.context(1)
+    pools.store.settle(pools.row(1), settled[:100])
+    pools.store.settle(pools.row(1), settled[100:])
+    pools.drop(freed)
+    pools.write(70)
+    pools.check()
+    pools.store.release(1)
+    assert lengths(pools.admit(2, settled).segments) == [64, 64, 64]
+    pools.check()
+
+
+def test_positions_of_the_prefix_are_settled_from_the_start(pools) -> None:
+    pools.admit(0)
+    pools.prefill(0, 128)
+    assert pools.row(0).settled == 0
+    row = pools.admit(1, pools.context(0))
+    assert row.settled == 128
+    pools.prefill(1, 64)
+    pools.store.settle(row, pools.context(1)[128:])
+    assert row.settled == 192
+    pools.check()
+
+
 def test_the_newest_of_two_equal_segments_is_found(pools) -> None:
     pools.admit(0)
     (old,) = pools.prefill(0, 64)

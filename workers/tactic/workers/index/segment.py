@@ -16,7 +16,7 @@ class Segment:
         length: positions.
         unit: first unit in every layer's arena.
         units: units taken.
-        slots: slot ids that held the keys when it was built; int32 [length] on the host.
+        slots: slot ids that hold the keys; int32 [length] on the host.
         built_at: WriteClock time at which those slots held these keys.
         users: rows that refer to it.
         last_used: WriteClock time of the last bind, for eviction in LRU order.
@@ -47,12 +47,14 @@ class Row:
         request_id: the engine's id of the request.
         generation: ReqToTokenPool.req_generation of the slot; a slot is valid only with it.
         segments: contiguous from position 0.
+        settled: positions below it lie in the slots of the prefix cache, and move no more.
         version: 1 when bound, one more at each hot-swap.
     """
 
     request_id: str
     generation: int
     segments: list[Segment] = field(default_factory=list)
+    settled: int = 0
     version: int = 1
 
     @property

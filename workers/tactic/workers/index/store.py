@@ -84,7 +84,7 @@ class IndexStore:
             slots: slot ids of the request's cached prefix, int32 [n] on the host.
         """
         self.release(slot)
-        row = Row(request_id, generation)
+        row = Row(request_id, generation, settled=len(slots))
         stamps = self.clock.stamps(slots.to(self.table.unit.device, torch.int64)) if len(slots) else slots
         while self.has_room(row) and (found := self._find(row.clustered_length, slots, stamps)):
             self._hold(found)
@@ -122,6 +122,29 @@ class IndexStore:
         if added:
             self._write_row(slot, row)
         return added
+
+    def settle(self, row: Row, slots: torch.Tensor) -> None:
+        """The prefix cache has taken the row's next positions over, in slots that may be others'.
+
+        It keeps one copy of what several requests computed at a time, so the segments go where it is.
+
+        Args:
+            row: the row.
+            slots: slot ids of the positions from `row.settled` on, int32 [n] on the host.
+        """
+        start = row.settled
+        row.settled += len(slots)
+        for segment in row.segments:
+            first, end = max(segment.start, start), min(segment.end, row.settled)
+            if first >= end:
+                continue
+            there = slots[first - start : end - start]
+            here = slice(first - segment.start, end - segment.start)
+            if not torch.equal(segment.slots[here], there):
+                self._forget(segment)
+                segment.slots[here] = there
+                segment.built_at = self.clock.now
+                self._keep(segment)
 
     def pieces(self, start: int, end: int, *, complete: bool) -> Iterator[tuple[int, int]]:
         """Cuts the positions start … end-1 into (start, length) of segments; see `extend`."""
@@ -224,6 +247,14 @@ class IndexStore:
         """Lets requests on the same prefix find a segment."""
         self._segments.setdefault((segment.start, int(segment.slots[0])), []).append(segment)
 
+    def _forget(self, segment: Segment) -> None:
+        """Undoes `_keep`."""
+        key = (segment.start, int(segment.slots[0]))
+        group = self._segments[key]
+        group.remove(segment)
+        if not group:
+            del self._segments[key]
+
     def _blank(self, segment: Segment) -> None:
         """Leaves nothing of an earlier segment that could be taken for the new one."""
         clusters = self.arena.read(segment.unit, segment.length)
@@ -245,11 +276,7 @@ class IndexStore:
             self._discard(segment)
 
     def _discard(self, segment: Segment) -> None:
-        key = (segment.start, int(segment.slots[0]))
-        group = self._segments[key]
-        group.remove(segment)
-        if not group:
-            del self._segments[key]
+        self._forget(segment)
         self._extents.release(segment.unit, segment.units)
 
     def _fresh(self, segment: Segment) -> bool:

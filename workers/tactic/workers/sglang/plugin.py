@@ -31,6 +31,8 @@ def register() -> None:
     register_attention_backend(BACKEND)(_create_backend)
     hooks: dict[str, tuple[Any, Any]] = {
         "managers.tp_worker.TpModelWorker.forward_batch_generation": (_before_forward, HookType.BEFORE),
+        "mem_cache.radix_cache.RadixCache.cache_unfinished_req": (_after_cached_part, HookType.AFTER),
+        "mem_cache.radix_cache.RadixCache.cache_finished_req": (_after_cached_all, HookType.AFTER),
         "mem_cache.memory_pool.ReqToTokenPool.free": (_before_free, HookType.BEFORE),
         "model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size": (
             _add_index_bytes,
@@ -70,6 +72,22 @@ def _no_nccl(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
 def _before_forward(_worker: Any, batch: Any = None, *_: Any, **__: Any) -> None:
     if _runtime is not None and batch is not None:
         _runtime.before_forward(batch)
+
+
+def _after_cached_part(_result: Any, _cache: Any, req: Any, *_: Any, **__: Any) -> None:
+    if _runtime is not None and _runtime.unsettled(req):
+        _runtime.on_cached(req, req.prefix_indices[: req.cache_protected_len])
+
+
+def _after_cached_all(_result: Any, cache: Any, req: Any, *_: Any, kv_len_to_handle: int, **__: Any) -> None:
+    if _runtime is None or not _runtime.unsettled(req):
+        return
+    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    # Here the engine does not say where the cache keeps what the request computed.
+    key = RadixKey((req.origin_input_ids + req.output_ids)[:kv_len_to_handle], req.extra_key)
+    _runtime.on_cached(req, cache.match_prefix(MatchPrefixParams(key=key)).device_indices)
 
 
 def _before_free(_pool: Any, req: Any) -> None:

@@ -47,8 +47,8 @@ class _Step:
 class TacticRuntime:
     """Index store, refresher and counters of one tensor-parallel rank.
 
-    `before_forward` and `on_release` are called by hooks on SGLang's worker and request pool; `build` and
-    `decode` by the attention backend, once per layer.
+    `before_forward`, `on_cached` and `on_release` are called by hooks on SGLang's worker, prefix cache and
+    request pool; `build` by the attention backend, once per layer.
 
     Args:
         runner: SGLang's ModelRunner, after its KV pool was made.
@@ -158,6 +158,17 @@ class TacticRuntime:
         if self.config.index.check_integrity:
             self.store.check_integrity()
         self._send_gauges()
+
+    def unsettled(self, req: Any) -> bool:
+        """Whether part of the request's index is of positions that the prefix cache has not taken over."""
+        row = self.store.row(*self._identity(req))
+        return row is not None and row.clustered_length > row.settled
+
+    def on_cached(self, req: Any, slots: torch.Tensor) -> None:
+        """The prefix cache holds the first positions of an `unsettled` request, in `slots` [n]."""
+        row = self.store.row(*self._identity(req))
+        if row is not None:
+            self.store.settle(row, slots[row.settled :].to("cpu", torch.int32))
 
     def on_release(self, slot: int) -> None:
         """A request leaves its slot: finished, aborted or retracted."""
