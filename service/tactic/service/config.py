@@ -123,7 +123,7 @@ class EngineSettings(_Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the engine runs; auto takes a GPU if there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of one engine; 0 takes all cores."""
+    """Threads of each rank of an engine on the CPU; 0 shares all cores out to its ranks."""
     random_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the engine."""
 

@@ -1,6 +1,7 @@
 """How a deployment's spec becomes an engine's arguments."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,23 @@ def test_a_spec_out_of_range_is_refused() -> None:
 
 
 def test_the_environment_of_the_engines_processes(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     spec.threads, spec.device = 3, "cpu"
     prepare_environment(spec, BackendConfig(link="ipc://y"))
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert engine_device() == "cpu"
     assert BackendConfig.from_environment().link == "ipc://y"
+
+
+@pytest.mark.parametrize(("threads", "ranks", "expected"), [(0, 1, 6), (0, 4, 1), (0, 8, 1), (2, 4, 2)])
+def test_threads_of_a_rank_on_the_cpu(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch, threads: int, ranks: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
+    # As Ray leaves it to an actor that asks for one core.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    spec.threads, spec.tensor_parallel = threads, ranks
+    prepare_environment(spec, BackendConfig())
+    assert os.environ["OMP_NUM_THREADS"] == str(expected)
 
 
 @pytest.mark.parametrize(

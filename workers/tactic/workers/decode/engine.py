@@ -51,10 +51,10 @@ def prepare_environment(spec: EngineSpec, backend: BackendConfig) -> None:
         # SGLang compiles its seeded sampler for a GPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         # Else it wants a NUMA node for each rank.
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([cores] * _ranks(spec))
-    if spec.threads:
-        os.environ["OMP_NUM_THREADS"] = str(spec.threads)
+        cores = sorted(os.sched_getaffinity(0))
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([",".join(map(str, cores))] * _ranks(spec))
+        # Ray's word for it is the CPUs that the actor asked for.
+        os.environ["OMP_NUM_THREADS"] = str(spec.threads or max(1, len(cores) // _ranks(spec)))
     # Decode graphs read req_to_token to their end; the scheduler must not write the next step's rows before.
     os.environ["SGLANG_FORCE_COARSE_WAR_BARRIER"] = "1"
     # Beyond the checkpoint's own limit is the operator's explicit choice.
