@@ -9,7 +9,7 @@ from tactic.kernels.decode.runner import DecodeRunner
 def read_rows(
     runner: DecodeRunner, req_to_token: Tensor, request_slots: Tensor, seq_lens: Tensor, sinks: int
 ) -> list[Tensor]:
-    """Pool rows of each (request, KV head), int32: those that the kernels listed, then sinks and tail."""
+    """Pool rows of each (request, KV head), int32: what the kernels listed, then sinks and tail; or all."""
     heads = runner.reads.lengths.shape[1]
     lists = []
     for i, (clustered, lengths) in enumerate(
@@ -18,6 +18,7 @@ def read_rows(
         slots = req_to_token[request_slots[i], : seq_lens[i]]
         always = torch.cat([slots[: min(sinks, clustered)], slots[clustered:]])
         for head, length in enumerate(lengths):
-            selected = runner.reads.rows[i, head, len(always) : length].to(slots.device)
-            lists.append(torch.cat([selected, always * heads + head]))
+            selected = runner.reads.slots[i, head, len(always) : length].to(slots.device)
+            read = slots if length == len(slots) else torch.cat([selected, always])
+            lists.append((read * heads + head).to(torch.int32))
     return lists

@@ -117,8 +117,9 @@ def test_some_tokens_are_read_where_sinks_and_tail_suffice(capture: Capture) -> 
 
 def test_a_target_that_rounds_to_one_can_be_reached(capture: Capture) -> None:
     evidence = capture.evidence(by_weight=True)
-    assert (Guarded(slope=1e6).target(evidence, 0.9) == 1).all()
-    ranks = Guarded(slope=1e6).ranks(evidence, 0.9)
+    estimator = Guarded(slope=1e6, most=1e6)
+    assert (estimator.target(evidence, 0.9) == 1).all()
+    ranks = estimator.ranks(evidence, 0.9)
     assert (ranks >= Centroid().ranks(evidence, 0.9999)).all()
 
 

@@ -22,14 +22,13 @@ from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.merge import merge
 from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.trace import Trace
-from tactic.kernels.sparse_decode.triton import attend, teams
+from tactic.kernels.sparse_decode.triton import RUN, attend
 
 _Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
 _FIT = Fit()
 _ESTIMATORS = (Guarded.name, Centroid.name)
 _WAVES = 2  # programs per multiprocessor that run at once
-_SCORERS = 4096
-_LEAST_SCORERS = 16
+_SCORE_WAVES = 4  # of those that score
 _MOST_SPLITS = 32
 _LEAST_SPLITS = 8  # so that one long request in a large batch is shared out, too
 
@@ -90,20 +89,25 @@ class DecodeRunner:
             batch=batch, segments=segments, context=context, cluster_size=cluster_size, device=device
         )
         clusters = step.rows.shape[1]
-        splits = _splits(batch, kv_heads, processors, clusters)
+        splits = _splits(batch, kv_heads, processors)
         # A smaller batch is cut into more parts.
-        parts = max(n * _splits(n, kv_heads, processors, clusters) for n in range(1, batch + 1))
+        parts = max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
         heads: dict[str, Any] = {"batch": batch, "query_heads": query_heads, "device": device}
         return cls(
             cluster_size=cluster_size,
             processors=processors,
             fit=fit,
             step=step,
-            scores=Scores.create(kv_heads=kv_heads, clusters=clusters, **heads),
+            scores=Scores.create(kv_heads=kv_heads, clusters=clusters, keys=fit is not None, **heads),
             samples=None if fit is None else Samples.create(clusters=clusters, **heads),
-            reads=Reads.create(kv_heads=kv_heads, clusters=clusters, context=context, **heads),
+            reads=Reads.create(kv_heads=kv_heads, context=context, **heads),
             partials=Partials.create(
-                rows=2 * query_heads * parts, head_dim=head_dim, splits=splits, readers=splits, device=device
+                rows=2 * query_heads * parts,
+                picked=kv_heads * (batch * clusters + RUN * parts),
+                head_dim=head_dim,
+                splits=splits,
+                readers=splits,
+                device=device,
             ),
             trace=Trace.create(batch, query_heads, head_dim, device=device),
         )
@@ -117,12 +121,11 @@ class DecodeRunner:
     def scorers(self) -> int:
         """Programs that share a KV head's clusters when they are scored."""
         batch, kv_heads = self.reads.lengths.shape
-        return max(_LEAST_SCORERS, _SCORERS // (batch * kv_heads))
+        return max(1, _SCORE_WAVES * self.processors // (batch * kv_heads))
 
     def shrink(self, batch: int) -> "DecodeRunner":
         """A runner for fewer requests in the same memory; only one of the two may be in use at a time."""
-        heads, clusters = self.scores.sizes.shape[1:]
-        splits = _splits(batch, heads, self.processors, clusters)
+        splits = _splits(batch, self.reads.lengths.shape[1], self.processors)
         return replace(
             self,
             step=_head(self.step, batch),
@@ -202,9 +205,8 @@ class DecodeRunner:
         return DecodeResult(out, self.reads.lengths, self.reads.selected, None)
 
 
-def _splits(batch: int, kv_heads: int, processors: int, clusters: int) -> int:
-    even = min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads))
-    return max(_LEAST_SPLITS, even, teams(clusters))
+def _splits(batch: int, kv_heads: int, processors: int) -> int:
+    return max(_LEAST_SPLITS, min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads)))
 
 
 def _head(buffers: _Buffers, batch: int) -> _Buffers:

@@ -19,7 +19,7 @@ class Guarded(Centroid):
     (attention is even) to 8 (a head looks for single tokens, whose keys lie in clusters of dozens); the slope
     is a third more than that. So the share aimed at is P' with
 
-        logit(P') = logit(P) + margin + slope · v,   v = |q|² · S / d,
+        logit(P') = logit(P) + min(margin + slope · v, most),   v = |q|² · S / d,
 
     S being the mean squared distance of the request's keys to their centroids. And some tokens of the best
     clusters are read even where sinks and tail seem to suffice: a key several standard deviations from its
@@ -28,12 +28,14 @@ class Guarded(Centroid):
     Attributes:
         margin: added to the log-odds of the threshold.
         slope: added for each unit of variance.
+        most: added at most, far above what was measured; keeps what may be left out above rounding errors.
         least: ranks that are read at least, if there are so many.
     """
 
     name: ClassVar[str] = "guarded"
     margin: float = 0.05
     slope: float = 0.2
+    most: float = 5.0
     least: int = 256
 
     def target(self, evidence: Evidence, threshold: float) -> Tensor:
@@ -43,7 +45,8 @@ class Guarded(Centroid):
         sizes = index.sizes.float()
         spread = (sizes * index.spread).sum(-1) / sizes.sum(-1)
         variance = query.square().mean(-1) * spread.repeat_interleave(ranking.group)
-        return torch.sigmoid(query.new_tensor(threshold).logit() + self.margin + self.slope * variance)
+        headroom = (self.margin + self.slope * variance).clamp(max=self.most)
+        return torch.sigmoid(query.new_tensor(threshold).logit() + headroom)
 
     def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
         """See `Estimator.ranks`; at least `least`."""

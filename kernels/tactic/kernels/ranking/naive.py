@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index.request import RequestIndex
+from tactic.kernels.ranking.levels import levels_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Ranking:
         query: `[Hq, d]` fp32, scaled: a dot product with a key is a logit.
         order: `[Hq, K]` int64; cluster at each place.
         scores: `[Hq, K]` fp32; what it was ordered by, descending.
+        reference: `[Hq]` fp32; q·centroid of the request's first cluster, from which levels count.
         log_weights: `[Hq, K]` fp32; log of its members' estimated mean weight.
         ends: `[Hq, K]` int64; ranks up to and including it.
     """
@@ -27,6 +29,7 @@ class Ranking:
     query: Tensor
     order: Tensor
     scores: Tensor
+    reference: Tensor
     log_weights: Tensor
     ends: Tensor
 
@@ -34,6 +37,11 @@ class Ranking:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.query.shape[0] // self.index.sizes.shape[0]
+
+    @property
+    def levels(self) -> Tensor:
+        """Level of the cluster at each place, `[Hq, K]` int64, descending."""
+        return levels_of(self.scores, self.reference)
 
     def in_order(self, values: Tensor) -> Tensor:
         """`[H, K]` values of the clusters as `[Hq, K]` in each query head's order."""
@@ -73,4 +81,4 @@ def rank(query: Tensor, index: RequestIndex, *, by_weight: bool = False) -> Rank
     ordered = (log_weights if by_weight else logits).sort(dim=-1, descending=True, stable=True)
     sizes = index.sizes.repeat_interleave(grouped.shape[1], 0).gather(1, ordered.indices)
     log_weights = log_weights.gather(1, ordered.indices)
-    return Ranking(index, query, ordered.indices, ordered.values, log_weights, sizes.cumsum(-1))
+    return Ranking(index, query, ordered.indices, ordered.values, logits[:, 0], log_weights, sizes.cumsum(-1))

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Scores of all clusters."""
+"""Scores of all clusters, in levels, and how many tokens each level has."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.ranking.levels import LEVELS
+from tactic.kernels.ranking.levels_triton import level_of
 from tactic.kernels.sparse_decode.partials import group_shape, load_group
 
 BLOCK = 64  # clusters that a program scores at once
@@ -23,13 +25,20 @@ class Scores:
     """What a layer knows of its clusters; entries beyond a request's clusters are undefined.
 
     Attributes:
-        keys: `[B, Hq, K_max]` fp32; what clusters are ordered by, see `Ranking.scores`.
+        levels: `[B, Hq, K_max]` int16; what clusters are ordered by, see `levels_of`.
+        tally: `[B, Hq, LEVELS]` int32; members of the clusters of each level. Zero between two layers: scores
+            add to it, and who reads it last clears it.
+        references: `[B, Hq]` fp32; score from which levels count.
+        keys: `[B, Hq, K_max]` fp32; the scores themselves, for `fit`, else `[B, Hq, 0]`.
         spreads: `[B, H, K_max / 64]` fp32; squared distances to centroids, summed over 64 clusters' members.
         variances: `[B, Hq]` fp32; variance of the logits for a mean squared distance of 1.
         sizes: `[B, H, K_max]` int32; members, sinks left out.
         firsts: `[B, H, K_max]` int32; first of them, in its head's row of the arena's members.
     """
 
+    levels: Tensor
+    tally: Tensor
+    references: Tensor
     keys: Tensor
     spreads: Tensor
     variances: Tensor
@@ -38,23 +47,30 @@ class Scores:
 
     @classmethod
     def create(
-        cls, *, batch: int, query_heads: int, kv_heads: int, clusters: int, device: torch.device | str
+        cls,
+        *,
+        batch: int,
+        query_heads: int,
+        kv_heads: int,
+        clusters: int,
+        keys: bool,
+        device: torch.device | str,
     ) -> "Scores":
-        """Room for `batch` requests of at most `clusters` clusters."""
+        """Room for `batch` requests of at most `clusters` clusters; `keys`: for `fit`, too."""
         blocks = triton.cdiv(clusters, BLOCK)
 
-        def fp32(*shape: int) -> Tensor:
-            return torch.zeros(batch, *shape, dtype=torch.float32, device=device)
-
-        def int32(*shape: int) -> Tensor:
-            return torch.zeros(batch, *shape, dtype=torch.int32, device=device)
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(batch, *shape, dtype=dtype, device=device)
 
         return cls(
-            keys=fp32(query_heads, clusters),
-            spreads=fp32(kv_heads, blocks),
-            variances=fp32(query_heads),
-            sizes=int32(kv_heads, clusters),
-            firsts=int32(kv_heads, clusters),
+            levels=zeros(torch.int16, query_heads, clusters),
+            tally=zeros(torch.int32, query_heads, LEVELS),
+            references=zeros(torch.float32, query_heads),
+            keys=zeros(torch.float32, query_heads, clusters if keys else 0),
+            spreads=zeros(torch.float32, kv_heads, blocks),
+            variances=zeros(torch.float32, query_heads),
+            sizes=zeros(torch.int32, kv_heads, clusters),
+            firsts=zeros(torch.int32, kv_heads, clusters),
         )
 
 
@@ -71,7 +87,7 @@ def score(
     """Fills `scores`; runs beside `attend_always`, which must have been launched just before.
 
     Args:
-        scores: filled.
+        scores: filled; `tally` added to.
         plan: of this step.
         arena: this layer's index.
         q: `[B, Hq, d]`, contiguous.
@@ -81,7 +97,7 @@ def score(
     """
     batch, _, dim = q.shape
     heads, arena_clusters = arena.spread.shape
-    most, blocks = scores.keys.shape[2], scores.spreads.shape[2]
+    most, blocks = scores.levels.shape[2], scores.spreads.shape[2]
     scorers = min(scorers, blocks)
     _score[(batch * heads, scorers)](
         q,
@@ -95,6 +111,9 @@ def score(
         plan.rows,
         plan.bases,
         plan.begins,
+        scores.levels,
+        scores.tally,
+        scores.references,
         scores.keys,
         scores.spreads,
         scores.variances,
@@ -110,6 +129,8 @@ def score(
         SINKS=sinks,
         CLUSTERS=BLOCK,
         SCORERS=scorers,
+        KEYS=scores.keys.shape[2] > 0,
+        LEVELS=LEVELS,
         FIT=estimator_id("fit"),
         num_warps=_WARPS,
         **group_shape(q, heads),
@@ -155,6 +176,7 @@ def _score_block(
     head,
     query,
     variance,
+    reference,
     by_centroid,
     scale,
     centroid,
@@ -163,6 +185,8 @@ def _score_block(
     first,
     begin,
     members,
+    levels,
+    tally,
     keys,
     spreads,
     sizes,
@@ -174,6 +198,8 @@ def _score_block(
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEVELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     cluster = block * CLUSTERS + tl.arange(0, CLUSTERS)
@@ -196,10 +222,16 @@ def _score_block(
     logit = tl.dot(query, tl.trans(centroid), input_precision=PRECISION) * scale
     # `fit` orders by the centroid alone (arXiv 2502.12216, section 4.2).
     key = logit + tl.where(by_centroid, 0.0, variance[:, None] * spread[None, :] / 2)
-    key = tl.where(filled[None, :], key, -float("inf"))
-    row = (pair * GROUP + member).to(tl.int64)
-    mine = member < GROUP
-    tl.store(keys + row[:, None] * most + cluster[None, :], key, mask=mine[:, None] & inside[None, :])
+    level = level_of(tl.where(filled[None, :], key - reference[:, None], 0.0))
+    row = (pair * GROUP + member).to(tl.int64)[:, None]
+    mine = (member < GROUP)[:, None]
+    at_row = row * most + cluster[None, :]
+    tl.store(levels + at_row, level.to(tl.int16), mask=mine & inside[None, :])
+    amount = tl.zeros_like(level) + size[None, :]
+    tl.atomic_add(tally + row * LEVELS + level, amount, mask=mine & filled[None, :], sem="relaxed")
+    if KEYS:
+        key = tl.where(filled[None, :], key, -float("inf"))
+        tl.store(keys + at_row, key, mask=mine & inside[None, :])
 
     tl.store(spreads + pair * blocks + block, tl.sum(tl.where(filled, size * spread, 0.0)))
 
@@ -217,6 +249,9 @@ def _score(
     rows,
     bases,
     begins,
+    levels,
+    tally,
+    references,
     keys,
     spreads,
     variances,
@@ -235,6 +270,8 @@ def _score(
     D: tl.constexpr,
     CLUSTERS: tl.constexpr,
     SCORERS: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEVELS: tl.constexpr,
     FIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -250,19 +287,24 @@ def _score(
             block, request, head, centroids, spread, arena_sizes, arena_starts, rows, bases, begins,
             dim, most, arena_clusters, CLUSTERS, D,
         )  # fmt: skip
+        d = tl.arange(0, D)
+        origin = (head * arena_clusters + tl.load(rows + request * most)) * dim + d
+        origin = tl.load(centroids + origin, mask=d < dim, other=0.0).to(tl.float32)
         query = load_group(q, pair, dim, GROUP, ROWS, D)
         wide = query.to(tl.float32) * scale
         variance = tl.sum(wide * wide, axis=1) / dim
+        reference = tl.sum(wide * origin[None, :], axis=1)
         if block == 0:
             member = tl.arange(0, ROWS)
             tl.store(variances + pair * GROUP + member, variance, mask=member < GROUP)
+            tl.store(references + pair * GROUP + member, reference, mask=member < GROUP)
         by_centroid = tl.load(estimator + request) == FIT
         while block * CLUSTERS < count:
             _score_block(
-                block, count, pair, head, query, variance, by_centroid, scale,
+                block, count, pair, head, query, variance, reference, by_centroid, scale,
                 centroid, block_spread, size, first, begin, members,
-                keys, spreads, sizes, firsts, most, blocks, arena_members,
-                SINKS, GROUP, ROWS, CLUSTERS, PRECISION,
+                levels, tally, keys, spreads, sizes, firsts, most, blocks, arena_members,
+                SINKS, GROUP, ROWS, CLUSTERS, KEYS, LEVELS, PRECISION,
             )  # fmt: skip
             block += SCORERS
             if block * CLUSTERS < count:

@@ -1,5 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Selection by the curve of `fit`: as in `selection.triton`, with weights from its samples."""
+"""Selection by the curve of `fit`: a search for the score above which enough weight lies, by its samples.
+
+Every pass adds up what lies above eight scores at once and keeps the part of the interval that holds the
+answer.
+"""
 
 import triton
 import triton.language as tl
@@ -7,9 +11,11 @@ import triton.language as tl
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.estimators.triton import MARKS, Samples, in_marks, score_range
 from tactic.kernels.index.step import StepPlan
-from tactic.kernels.index_map.reads import WORD, Reads
+from tactic.kernels.index_map.reads import Reads
+from tactic.kernels.ranking.levels import LEVELS
+from tactic.kernels.ranking.levels_triton import level_of
 from tactic.kernels.ranking.triton import Scores
-from tactic.kernels.selection.triton import load_always, mark
+from tactic.kernels.selection.triton import load_always
 from tactic.kernels.sparse_decode.partials import Partials
 
 _PASSES = 8
@@ -29,18 +35,19 @@ def select_by_fit(reads: Reads, samples: Samples, scores: Scores, partials: Part
         plan.clusters,
         plan.threshold,
         plan.estimator,
-        reads.masks,
+        scores.references,
+        scores.levels,
+        reads.cuts,
         reads.selected,
         query_heads,
         scores.sizes.shape[1],
         most,
-        reads.masks.shape[2],
         SPLITS=partials.splits,
         READERS=partials.readers,
         READERS_PADDED=triton.next_power_of_2(partials.readers),
         MARKS=MARKS,
-        CLUSTERS=max(WORD, min(_CLUSTERS, triton.next_power_of_2(most))),
-        WORD=WORD,
+        CLUSTERS=min(_CLUSTERS, triton.next_power_of_2(most)),
+        LEVELS=LEVELS,
         PASSES=_PASSES,
         WAYS=_WAYS,
         FIT=estimator_id("fit"),
@@ -73,18 +80,19 @@ def _select_by_fit(
     clusters,
     threshold,
     estimator,
-    masks,
+    references,
+    levels,
+    cuts,
     selected,
     query_heads,
     heads,
     most,
-    words,
     SPLITS: tl.constexpr,
     READERS: tl.constexpr,
     READERS_PADDED: tl.constexpr,
     MARKS: tl.constexpr,
     CLUSTERS: tl.constexpr,
-    WORD: tl.constexpr,
+    LEVELS: tl.constexpr,
     PASSES: tl.constexpr,
     WAYS: tl.constexpr,
     FIT: tl.constexpr,
@@ -163,5 +171,11 @@ def _select_by_fit(
         enough = tl.max(tl.where(above >= needed, way, 0))
         low += step * enough
         high = low + step
-    cut = tl.where(needed <= 0, float("inf"), low)
-    mark(logits, sizes, masks + row.to(tl.int64) * words, selected + row, count, cut, CLUSTERS, WORD)
+    level = tl.where(needed <= 0, LEVELS, level_of(low - tl.load(references + row)))
+    tokens = 0
+    for first in range(0, count, CLUSTERS):
+        cluster = first + tl.arange(0, CLUSTERS)
+        own = tl.load(levels + row.to(tl.int64) * most + cluster, mask=cluster < count, other=-1)
+        tokens += tl.sum(tl.where(own >= level, tl.load(sizes + cluster, mask=cluster < count, other=0), 0))
+    tl.store(cuts + row, level)
+    tl.store(selected + row, tl.load(selected + row) + tokens)

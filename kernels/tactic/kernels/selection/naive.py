@@ -1,13 +1,14 @@
-"""Selection of whole clusters: the definition."""
+"""Selection of whole clusters, and of whole levels of them: the definition."""
 
 import torch
 from torch import Tensor
 
+from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.naive import Ranking
 
 
 def select(ranking: Ranking, ranks: Tensor) -> Tensor:
-    """Clusters that hold the first `ranks` of each query head's order.
+    """Clusters that hold the first `ranks` of each query head's order, and all on the level of the last.
 
     Args:
         ranking: the cluster order.
@@ -18,4 +19,7 @@ def select(ranking: Ranking, ranks: Tensor) -> Tensor:
     """
     begins = torch.nn.functional.pad(ranking.ends[:, :-1], (1, 0))
     chosen = begins < ranks[:, None]
+    levels = ranking.levels
+    last = torch.where(chosen, levels, LEVELS).amin(-1, keepdim=True)
+    chosen = levels >= last
     return torch.zeros_like(chosen).scatter_(1, ranking.order, chosen)

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Selection without sorting: a search for the score above which enough weight lies.
+"""Selection without sorting: how many of the lowest levels of scores can be left out.
 
-Every pass adds up what lies above four scores at once and keeps the quarter of the interval that holds the
-answer. Clusters within 2⁻¹² of the first interval, which is about 20 wide, of each other count as ties.
+The tokens of each level have been counted, so that one running sum over the levels tells; a level's weight is
+that of its middle. A query head's work is the same for any number of clusters.
 """
 
 import triton
@@ -10,65 +10,61 @@ import triton.language as tl
 
 from tactic.kernels.estimators import Guarded, estimator_id
 from tactic.kernels.index.step import StepPlan
-from tactic.kernels.index_map.reads import WORD, Reads
+from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.ranking.levels import LEVELS
+from tactic.kernels.ranking.levels_triton import middle_of
 from tactic.kernels.ranking.triton import BLOCK, Scores
 from tactic.kernels.sparse_decode.partials import Partials
 
-_PASSES = 6
-_RESIDENT = 8192  # clusters whose scores a program keeps in registers
-_CHUNK = 4096  # clusters at once beyond that
-_THREAD = 16  # clusters of a thread, at most
+_WARPS = 8
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_MOST = tl.constexpr(115.0)  # in base 2, so that sums of weights stay finite
 
 
 def select(reads: Reads, scores: Scores, partials: Partials, plan: StepPlan, *, sinks: int) -> None:
-    """Marks the clusters that each query head selects, except for requests of `fit`.
+    """Cuts each query head's levels, except for requests of `fit`.
 
     Args:
-        reads: `masks` filled, `selected` added to.
+        reads: `cuts` and `selected` filled.
         scores: of the layer.
         partials: those of sinks and tail.
         plan: of this step.
         sinks: positions that are always attended.
     """
-    batch, query_heads, most = scores.keys.shape
+    batch, query_heads = reads.cuts.shape
     blocks = scores.spreads.shape[2]
-    resident = most <= _RESIDENT
-    clusters = triton.next_power_of_2(most) if resident else _CHUNK
     _select[(batch * query_heads,)](
-        scores.keys,
-        scores.sizes,
+        scores.tally,
+        scores.references,
         scores.spreads,
         scores.variances,
         partials.lse,
         plan.clusters,
         plan.clustered,
+        plan.seq_lens,
         plan.threshold,
         plan.estimator,
-        reads.masks,
+        reads.cuts,
         reads.selected,
         Guarded.margin,
         Guarded.slope,
+        Guarded.most,
         Guarded.least,
-        sinks,
         query_heads,
-        scores.sizes.shape[1],
-        most,
+        scores.spreads.shape[1],
         blocks,
-        reads.masks.shape[2],
+        SINKS=sinks,
+        LEVELS=LEVELS,
         BLOCK=BLOCK,
         BLOCKS=triton.next_power_of_2(blocks),
-        CLUSTERS=max(WORD, clusters),
-        RESIDENT=resident,
-        PASSES=_PASSES,
-        WORD=WORD,
         SPLITS=partials.splits,
         READERS=partials.readers,
         READERS_PADDED=triton.next_power_of_2(partials.readers),
         FIT=estimator_id("fit"),
         GUARDED=estimator_id("guarded"),
-        num_warps=max(4, min(16, clusters // (32 * _THREAD))),
-        **overlap(scores.keys.device),
+        num_warps=_WARPS,
+        **overlap(scores.tally.device),
     )
 
 
@@ -81,102 +77,30 @@ def load_always(partial_lse, row, SPLITS: tl.constexpr, READERS: tl.constexpr, R
 
 
 @triton.jit
-def mark(keys, sizes, masks, selected, count, cut, CLUSTERS: tl.constexpr, WORD: tl.constexpr):
-    """Marks the clusters of a query head whose score is at least `cut`, and counts their tokens."""
-    tokens = 0
-    for first in range(0, count, CLUSTERS):
-        key, size = _load(keys, sizes, first, count, CLUSTERS)
-        tokens += _mark(masks, first, count, key >= cut, size, CLUSTERS, WORD)
-    tl.store(selected, tl.load(selected) + tokens)
-
-
-@triton.jit
-def _mark(masks, first, count, taken, size, CLUSTERS: tl.constexpr, WORD: tl.constexpr):
-    taken = (taken & (size > 0)).to(tl.int32)
-    bits = tl.reshape(taken, (CLUSTERS // WORD, WORD)) << tl.arange(0, WORD)[None, :]
-    word = first // WORD + tl.arange(0, CLUSTERS // WORD)
-    tl.store(masks + word, tl.sum(bits, axis=1), mask=word * WORD < count)
-    return tl.sum(taken * size)
-
-
-@triton.jit
-def _load(keys, sizes, first, count, CLUSTERS: tl.constexpr):
-    cluster = first + tl.arange(0, CLUSTERS)
-    inside = cluster < count
-    key = tl.load(keys + cluster, mask=inside, other=-float("inf"))
-    return key, tl.load(sizes + cluster, mask=inside, other=0)
-
-
-@triton.jit
-def _edges(key, value, low, step):
-    """Values `[n, 2, 2]` of what scores at least low, low + step, low + 2 step, low + 3 step."""
-    lower = tl.join(tl.where(key >= low, value, 0.0), tl.where(key >= low + step, value, 0.0))
-    upper = tl.join(tl.where(key >= low + 2 * step, value, 0.0), tl.where(key >= low + 3 * step, value, 0.0))
-    return tl.join(lower, upper)
-
-
-@triton.jit
-def _search(
-    keys,
-    sizes,
-    key,
-    value,
-    count,
-    reference,
-    goal,
-    low,
-    high,
-    BY_WEIGHT: tl.constexpr,
-    CLUSTERS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    PASSES: tl.constexpr,
-):
-    """The highest score found in [low, high) above which values, weights or sizes, of at least `goal` lie."""
-    way = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]
-    for _ in range(PASSES):
-        step = (high - low) / 4
-        if RESIDENT:
-            above = _edges(key, value, low, step)
-        else:
-            above = tl.zeros((CLUSTERS, 2, 2), tl.float32)
-            for first in range(0, count, CLUSTERS):
-                own, size = _load(keys, sizes, first, count, CLUSTERS)
-                amount = size * tl.exp(own - reference) if BY_WEIGHT else size.to(tl.float32)
-                above += _edges(own, amount, low, step)
-        enough = tl.where(tl.sum(above, axis=0) >= goal, way, 0)
-        low += step * tl.max(tl.max(enough, axis=1), axis=0)
-        high = low + step
-    return low
-
-
-@triton.jit
 def _select(
-    keys,
-    sizes,
+    tally,
+    references,
     spreads,
     variances,
     partial_lse,
     clusters,
     clustered,
+    seq_lens,
     threshold,
     estimator,
-    masks,
+    cuts,
     selected,
     margin,
     slope,
-    least_guarded,
-    sinks,
+    most,
+    least,
     query_heads,
     heads,
-    most,
     blocks,
-    words,
+    SINKS: tl.constexpr,
+    LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
-    CLUSTERS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    PASSES: tl.constexpr,
-    WORD: tl.constexpr,
     SPLITS: tl.constexpr,
     READERS: tl.constexpr,
     READERS_PADDED: tl.constexpr,
@@ -191,58 +115,25 @@ def _select(
     kind = tl.load(estimator + request)
     wanted = tl.load(threshold + request)
     length = tl.load(clustered + request)
+    always = tl.minimum(length, SINKS) + tl.load(seq_lens + request) - length
     wait_for_previous(OVERLAP)
     start_next(OVERLAP)  # not before: the next kernel reads scores before it waits for this one
     if (count == 0) | (kind == FIT):
         return
-    keys += row.to(tl.int64) * most
-    sizes += pair.to(tl.int64) * most
-    masks += row.to(tl.int64) * words
-    parts = load_always(partial_lse, row, SPLITS, READERS, READERS_PADDED)
+    level = tl.arange(0, LEVELS)
+    tokens = tl.load(tally + row.to(tl.int64) * LEVELS + level)
+    parts = load_always(partial_lse, row, SPLITS, READERS, READERS_PADDED) - tl.load(references + row)
     block = tl.arange(0, BLOCKS)
     spread = tl.load(spreads + pair.to(tl.int64) * blocks + block, mask=block * BLOCK < count, other=0.0)
-    key, size = _load(keys, sizes, 0, count, CLUSTERS)
-    high = key
-    if not RESIDENT:
-        for first in range(CLUSTERS, count, CLUSTERS):
-            high = tl.maximum(high, _load(keys, sizes, first, count, CLUSTERS)[0])
-    high = tl.max(high)
-    reference = tl.maximum(high, tl.max(parts))
-    weight = size * tl.exp(key - reference)
-    mass = weight
-    if not RESIDENT:
-        for first in range(CLUSTERS, count, CLUSTERS):
-            other, other_size = _load(keys, sizes, first, count, CLUSTERS)
-            mass += other_size * tl.exp(other - reference)
+    top = middle_of(tl.max(tl.where(tokens > 0, level, 0)))
+    weight = tokens * tl.exp2((middle_of(level) - top) * _LOG2_E)
+    weight = tl.where(tokens > 0, weight, 0.0)  # above the top it may be infinite
+    total = tl.sum(weight) + tl.sum(tl.exp2(tl.minimum((parts - top) * _LOG2_E, _MOST)))
 
-    variance = tl.load(variances + row) * tl.sum(spread) / tl.maximum(length - sinks, 1)
-    odds = wanted / (1 - wanted) * tl.exp(margin + slope * variance)  # see `Guarded`
-    aim = tl.where(kind == GUARDED, odds / (1 + odds), wanted)
-    needed = aim * tl.sum(mass) - (1 - aim) * tl.sum(tl.exp(parts - reference))
-    # All that lies farther below the highest score weighs less than what may be left out.
-    low = high - tl.log(length / (1 - aim)) - 0.1
-    high += 1e-3
-    cut = _search(
-        keys, sizes, key, weight, count, reference, needed, low, high, True, CLUSTERS, RESIDENT, PASSES
-    )
-    cut = tl.where(needed <= 0, float("inf"), cut)
-    if kind == GUARDED:
-        tokens = tl.where(key >= cut, size, 0)
-        lowest = tl.where(key > -float("inf"), key, high)
-        if not RESIDENT:
-            for first in range(CLUSTERS, count, CLUSTERS):
-                other, other_size = _load(keys, sizes, first, count, CLUSTERS)
-                tokens += tl.where(other >= cut, other_size, 0)
-                lowest = tl.minimum(lowest, tl.where(other > -float("inf"), other, high))
-        if tl.sum(tokens) < least_guarded:
-            low = tl.min(lowest) - 1e-3
-            ranks = size.to(tl.float32)
-            least = least_guarded * 1.0
-            cut = _search(
-                keys, sizes, key, ranks, count, reference, least, low, high, False, CLUSTERS, RESIDENT, PASSES
-            )
-    if RESIDENT:
-        tokens_of_all = _mark(masks, 0, count, key >= cut, size, CLUSTERS, WORD)
-        tl.store(selected + row, tl.load(selected + row) + tokens_of_all)
-    else:
-        mark(keys, sizes, masks, selected + row, count, cut, CLUSTERS, WORD)
+    variance = tl.load(variances + row) * tl.sum(spread) / tl.maximum(length - SINKS, 1)
+    headroom = tl.where(kind == GUARDED, tl.minimum(margin + slope * variance, most), 0.0)  # see `Guarded`
+    spared = total / (1 + wanted / (1 - wanted) * tl.exp(headroom))
+    surplus = tl.sum(tokens) - tl.where(kind == GUARDED, least, 0)
+    left_out = (tl.cumsum(weight) <= spared) & (tl.cumsum(tokens) <= surplus)
+    tl.store(cuts + row, tl.sum(left_out.to(tl.int32)))
+    tl.store(selected + row, always + tl.sum(tl.where(left_out, 0, tokens)))

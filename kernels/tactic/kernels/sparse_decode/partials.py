@@ -23,23 +23,33 @@ class Partials:
     Attributes:
         out: `[≥ B * Hq * (splits + readers), d]` fp32; undefined where `lse` is -inf.
         lse: `[≥ B * Hq * (splits + readers)]` fp32; log of the part's weight.
+        picked: `[≥ B * H * splits * 4 * clusters of a program]` int32; what a program notes of its clusters.
         splits: parts of the clusters.
         readers: parts of sinks and tail, or of everything where there are no clusters.
     """
 
     out: Tensor
     lse: Tensor
+    picked: Tensor
     splits: int
     readers: int
 
     @classmethod
     def create(
-        cls, *, rows: int, head_dim: int, splits: int, readers: int, device: torch.device | str
+        cls,
+        *,
+        rows: int,
+        picked: int,
+        head_dim: int,
+        splits: int,
+        readers: int,
+        device: torch.device | str,
     ) -> "Partials":
-        """Room for `rows` parts of query heads."""
+        """Room for `rows` parts of query heads, and for the notes on `picked` clusters."""
         return cls(
             out=torch.zeros(rows, head_dim, dtype=torch.float32, device=device),
             lse=torch.zeros(rows, dtype=torch.float32, device=device),
+            picked=torch.zeros(4 * picked, dtype=torch.int32, device=device),
             splits=splits,
             readers=readers,
         )

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Union over a group, the pool rows of what it selects, and attention over them."""
+"""Union over a group, the pool slots of what it selects, and attention over them."""
 
 import triton
 import triton.language as tl
@@ -7,22 +7,20 @@ from torch import Tensor
 
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
-from tactic.kernels.index_map.reads import WORD, Reads
+from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
+from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.triton import Scores
 from tactic.kernels.sparse_decode.partials import Partials, fold, group_shape, load_group, store_part
 from tactic.kernels.union.naive import NEARLY_ALL
 
-_WORDS = 128  # of masks: what a program looks through to find its share
-_EXPANDED = 512  # places of a list that are filled at once
+RUN = 8  # neighbours among clusters that one program takes: a sector of their levels and sizes
+_MOST_CLUSTERS = 1024  # clusters that a program looks through at once
+_PICKED = 16  # clusters whose members are listed at once
+_MEMBERS = 128
 _TOKENS = 64
 _WARPS = 4
 _STAGES = 5  # keys are behind indices: this keeps two tiles in flight
-
-
-def teams(clusters: int) -> int:
-    """Groups into which a KV head's programs divide up to `clusters` clusters."""
-    return -(-clusters // (WORD * _WORDS))
 
 
 def attend(
@@ -39,15 +37,15 @@ def attend(
     scale: float,
     sinks: int,
 ) -> None:
-    """Attends to the clusters that any head of a group selects.
+    """Attends to the clusters that any head of a group selects, and clears the tally of scores.
 
-    The programs of a KV head share its clusters out to teams, and each team its clusters' tokens evenly to
-    its programs. Where some head selects nearly everything, all is read, which needs no list of clusters.
+    The programs of a KV head share its clusters out in short runs, in turn: what lies together is sought
+    together. Where some head selects nearly everything, all is read, in even shares of the positions.
 
     Args:
-        partials: filled below `partials.splits`, which must be at least `teams(K_max)`.
-        reads: `lengths` added to, `rows` filled.
-        scores: of the layer.
+        partials: filled below `partials.splits`.
+        reads: `lengths` added to, `slots` filled.
+        scores: of the layer; `tally` cleared.
         plan: of this step.
         arena: this layer's index.
         q: `[B, Hq, d]`, contiguous.
@@ -58,11 +56,12 @@ def attend(
         sinks: positions that are always attended.
     """
     batch, _, dim = q.shape
-    heads = k_pool.shape[1]
-    context = reads.rows.shape[2]
-    words = reads.masks.shape[2]
+    heads, most = scores.sizes.shape[1:]
+    splits = partials.splits
     part, whole = NEARLY_ALL
-    _attend[(batch * heads, partials.splits)](
+    each = triton.cdiv(most, splits)
+    share = triton.cdiv(LEVELS, splits)
+    _attend[(batch * heads, splits)](
         q,
         k_pool,
         v_pool,
@@ -73,29 +72,36 @@ def attend(
         plan.clusters,
         plan.clustered,
         plan.begins,
+        scores.levels,
+        scores.tally,
         scores.sizes,
         scores.firsts,
-        reads.masks,
+        reads.cuts,
         reads.selected,
         reads.lengths,
-        reads.rows,
+        reads.slots,
+        partials.picked,
         partials.out,
         partials.lse,
         scale,
         heads,
         dim,
-        scores.sizes.shape[2],
-        words,
+        most,
         arena.members.shape[1],
         req_to_token.stride(0),
-        context,
+        reads.slots.shape[2],
         SINKS=sinks,
-        WORD=WORD,
-        WORDS=min(_WORDS, triton.next_power_of_2(words)),
-        EXPANDED=min(_EXPANDED, triton.next_power_of_2(context)),
+        LEVELS=LEVELS,
+        SHARE=share,
+        SHARE_PADDED=triton.next_power_of_2(share),
+        MEMBERS_OF_GROUP=triton.next_power_of_2(q.shape[1] // heads),
+        RUN=RUN,
+        CLUSTERS=min(_MOST_CLUSTERS, max(RUN, triton.next_power_of_2(each + 1) // 2)),
+        PICKED=_PICKED,
+        MEMBERS=_MEMBERS,
         TOKENS=_TOKENS,
-        SPLITS=partials.splits,
-        PARTS=partials.splits + partials.readers,
+        SPLITS=splits,
+        PARTS=splits + partials.readers,
         PART=part,
         WHOLE=whole,
         num_stages=_STAGES,
@@ -106,65 +112,24 @@ def attend(
 
 
 @triton.jit
-def _later(number, start, other_number, other_start):
-    return tl.maximum(number, other_number), tl.maximum(start, other_start)
-
-
-@triton.jit
-def _union(masks, sizes, word, count, words, GROUP: tl.constexpr, WORD: tl.constexpr):
-    """Tokens of each cluster that some head of the group selects."""
-    taken = tl.zeros(word.shape, tl.int32)
-    for member in tl.static_range(GROUP):
-        taken |= tl.load(masks + member * words + word, mask=word * WORD < count, other=0)
-    return tl.where((taken[:, None] >> tl.arange(0, WORD)[None, :]) & 1 != 0, sizes, 0)
-
-
-@triton.jit
-def _list_positions(rows, slot_row, begin, tokens, heads, head, EXPANDED: tl.constexpr):
-    """Lists the pool rows of consecutive positions."""
-    for first in range(0, tokens, EXPANDED):
-        token = first + tl.arange(0, EXPANDED)
-        inside = token < tokens
-        slot = tl.load(slot_row + begin + token, mask=inside, other=0)
-        tl.store(rows + token, slot * heads + head, mask=inside)
-
-
-@triton.jit
-def _list_clusters(
-    rows, slot_row, members, firsts, begins, cluster, read, ends, begin, tokens, heads, head,
-    EXPANDED: tl.constexpr,
+def _list_members(
+    slots, slot_row, members, picked, number,
+    CLUSTERS: tl.constexpr, PICKED: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """Lists the pool rows of tokens `begin` … `begin + tokens` of clusters whose tokens end at `ends`.
-
-    Each cluster leaves its number at its first token of the list; a running maximum tells every token the
-    cluster that it belongs to.
-    """
-    for first in range(0, tokens, EXPANDED):
-        token = first + tl.arange(0, EXPANDED)
-        tl.store(rows + token, tl.zeros((EXPANDED,), tl.int32), mask=token < tokens)
-    tl.debug_barrier()  # the list is clear
-    offset = ends - read - begin  # where a cluster's tokens begin in the list; negative for at most one
-    mine = (read > 0) & (offset < tokens) & (ends > begin)
-    tl.store(rows + tl.maximum(offset, 0), cluster + 1, mask=mine)
-    skipped = tl.max(tl.max(tl.where(mine, -offset, 0), axis=1), axis=0)
-    tl.debug_barrier()  # the marks are set
-    last_number = 0
-    last_start = 0
-    for first in range(0, tokens, EXPANDED):
-        token = first + tl.arange(0, EXPANDED)
-        inside = token < tokens
-        number = tl.load(rows + token, mask=inside, other=0)
-        number, start = tl.associative_scan((number, tl.where(number > 0, token, 0)), 0, _later)
-        number = tl.maximum(number, last_number)
-        start = tl.maximum(start, last_start)
-        last_number = tl.max(number)
-        last_start = tl.max(start)
-        member = token - start + tl.where(start == 0, skipped, 0)
-        member += tl.load(firsts + number - 1, mask=inside, other=0)
-        position = tl.load(begins + number - 1, mask=inside, other=0)
-        position += tl.load(members + member, mask=inside, other=0).to(tl.int32)
-        slot = tl.load(slot_row + position, mask=inside, other=0)
-        tl.store(rows + token, slot * heads + head, mask=inside)
+    """Lists the pool slots of the members of the clusters that have been picked."""
+    for place in range(0, number, PICKED):
+        at = picked + place + tl.arange(0, PICKED)
+        valid = place + tl.arange(0, PICKED) < number
+        size = tl.load(at, mask=valid, other=0)[:, None]
+        first = tl.load(at + CLUSTERS, mask=valid, other=0)[:, None]
+        begin = tl.load(at + 2 * CLUSTERS, mask=valid, other=0)[:, None]
+        start = tl.load(at + 3 * CLUSTERS, mask=valid, other=0)[:, None]
+        for done in range(0, tl.max(size), MEMBERS):
+            member = done + tl.arange(0, MEMBERS)[None, :]
+            inside = member < size
+            position = begin + tl.load(members + first + member, mask=inside, other=0).to(tl.int32)
+            slot = tl.load(slot_row + position, mask=inside, other=0)
+            tl.store(slots + start + member, slot, mask=inside)
 
 
 @triton.jit
@@ -174,34 +139,41 @@ def _attend(
     v_pool,
     req_to_token,
     members,
-    slots,
+    request_slots,
     seq_lens,
     clusters,
     clustered,
     begins,
+    levels,
+    tally,
     sizes,
     firsts,
-    masks,
+    cuts,
     selected,
     lengths,
-    rows,
+    slots,
+    picked,
     partial,
     partial_lse,
     scale,
     heads,
     dim,
     most,
-    words,
     arena_members,
     row_length,
     context,
     SINKS: tl.constexpr,
-    WORD: tl.constexpr,
+    LEVELS: tl.constexpr,
+    SHARE: tl.constexpr,
+    SHARE_PADDED: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
-    WORDS: tl.constexpr,
-    EXPANDED: tl.constexpr,
+    MEMBERS_OF_GROUP: tl.constexpr,
+    RUN: tl.constexpr,
+    CLUSTERS: tl.constexpr,
+    PICKED: tl.constexpr,
+    MEMBERS: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -214,65 +186,78 @@ def _attend(
     pair = tl.program_id(0)
     split = tl.program_id(1)
     request = pair // heads
-    head = pair % heads
+    head = (pair % heads).to(tl.int64)
     count = tl.load(clusters + request)
     length = tl.load(clustered + request)
     fixed = tl.minimum(length, SINKS)
     always = fixed + tl.load(seq_lens + request) - length
-    slot_row = req_to_token + tl.load(slots + request).to(tl.int64) * row_length
+    slot_row = req_to_token + tl.load(request_slots + request).to(tl.int64) * row_length
+    slots += pair.to(tl.int64) * context
+    picked += (pair * SPLITS + split) * (4 * CLUSTERS)
     query = load_group(q, pair, dim, GROUP, ROWS, D)
-    teams = tl.maximum(tl.cdiv(count, WORD * WORDS), 1)
-    team = split % teams
-    word = team + tl.arange(0, WORDS) * teams
-    cluster = word[:, None] * WORD + tl.arange(0, WORD)[None, :]
-    at = pair.to(tl.int64) * most
-    # Scores are from two launches before: L1 may not know them yet.
-    size = tl.load(sizes + at + cluster, mask=cluster < count, other=0, cache_modifier=".cg")
-    wait_for_previous(OVERLAP)
-
-    read = _union(masks + pair.to(tl.int64) * GROUP * words, size, word, count, words, GROUP, WORD)
-    by_word = tl.sum(read, axis=1)
-    ends = (tl.cumsum(by_word, axis=0) - by_word)[:, None] + tl.cumsum(read, axis=1)
-    total = tl.sum(by_word)
-    asked = 0
-    for member in tl.static_range(GROUP):
-        asked = tl.maximum(asked, tl.load(selected + pair * GROUP + member) - always)
-    everything = asked * WHOLE >= (length - fixed) * PART
-    if everything:
-        total = length - fixed
-        teams = 1
-        team = 0
-    sharing = (SPLITS - team + teams - 1) // teams  # programs of the team
-    quota = tl.cdiv(tl.cdiv(total, sharing), TOKENS) * TOKENS
-    begin = tl.minimum(split // teams * quota, total)
-    tokens = tl.minimum(quota, total - begin)
-    rows += pair.to(tl.int64) * context
-    if teams == 1:
-        rows += always + begin
-        if split == 0:
-            tl.store(lengths + pair, always + total)
-    else:
-        rows += tl.atomic_add(lengths + pair, tokens, sem="relaxed")
-    if everything:
-        _list_positions(rows, slot_row, fixed + begin, tokens, heads, head, EXPANDED)
-    else:
-        _list_clusters(
-            rows, slot_row, members + head.to(tl.int64) * arena_members, firsts + at,
-            begins + request.to(tl.int64) * most, cluster, read, ends, begin, tokens, heads, head, EXPANDED,
-        )  # fmt: skip
-    tl.debug_barrier()  # the list is written
-
+    member = tl.arange(0, MEMBERS_OF_GROUP)
+    mine = member < GROUP
+    row = (pair * GROUP + member).to(tl.int64)
     d = tl.arange(0, D)
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, D), tl.float32)
-    for first in range(0, tokens, TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        inside = token < tokens
-        source = tl.load(rows + token, mask=inside, other=0).to(tl.int64)
-        at_row = source[:, None] * dim + d[None, :]
-        valid = inside[:, None] & (d < dim)[None, :]
-        key = tl.load(k_pool + at_row, mask=valid, other=0.0)
-        value = tl.load(v_pool + at_row, mask=valid, other=0.0)
-        peak, weight, sums = fold(query, key, value, inside, scale, peak, weight, sums, PRECISION)
+    for base in range(0, count, SPLITS * CLUSTERS):
+        own = tl.arange(0, CLUSTERS)
+        cluster = base + (own // RUN * SPLITS + split) * RUN + own % RUN
+        inside = cluster < count
+        at = pair.to(tl.int64) * most + cluster
+        # What is from two launches before may not be known to L1 yet.
+        level = tl.load(
+            levels + row[None, :] * most + cluster[:, None],
+            mask=inside[:, None] & mine[None, :], other=-1, cache_modifier=".cg",
+        )  # fmt: skip
+        size = tl.load(sizes + at, mask=inside, other=0, cache_modifier=".cg")
+        first = tl.load(firsts + at, mask=inside, other=0, cache_modifier=".cg")
+        begin = tl.load(begins + request.to(tl.int64) * most + cluster, mask=inside, other=0)
+        wait_for_previous(OVERLAP)
+
+        cut = tl.load(cuts + row, mask=mine, other=LEVELS)
+        asked = tl.max(tl.load(selected + row, mask=mine, other=0)) - always
+        taken = tl.max((level >= cut[None, :]).to(tl.int32), axis=1)
+        size = tl.where(taken > 0, size, 0)
+        if asked * WHOLE >= (length - fixed) * PART:
+            quota = tl.cdiv(tl.cdiv(length - fixed, SPLITS), TOKENS) * TOKENS
+            start = tl.minimum(split * quota, length - fixed)
+            tokens = tl.where(base == 0, tl.minimum(quota, length - fixed - start), 0)
+            tl.atomic_add(lengths + pair, tokens, sem="relaxed")
+            source = slot_row + fixed + start
+        else:
+            flag = (size > 0).to(tl.int32)
+            end = tl.cumsum(size)
+            tokens = tl.sum(size)
+            number = tl.sum(flag)
+            source = slots + tl.atomic_add(lengths + pair, tokens, sem="relaxed")
+            tl.debug_barrier()  # the list before this one has been attended to
+            at_place = picked + tl.cumsum(flag) - 1
+            tl.store(at_place, size, mask=flag > 0)
+            tl.store(at_place + CLUSTERS, first, mask=flag > 0)
+            tl.store(at_place + 2 * CLUSTERS, begin, mask=flag > 0)
+            tl.store(at_place + 3 * CLUSTERS, end - size, mask=flag > 0)
+            tl.debug_barrier()  # the clusters are picked
+            own_members = members + head * arena_members
+            _list_members(source, slot_row, own_members, picked, number, CLUSTERS, PICKED, MEMBERS)
+            tl.debug_barrier()  # the list is written
+        for begun in range(0, tokens, TOKENS):
+            token = begun + tl.arange(0, TOKENS)
+            valid = token < tokens
+            slot = tl.load(source + token, mask=valid, other=0).to(tl.int64)
+            at_row = (slot * heads + head)[:, None] * dim + d[None, :]
+            loaded = valid[:, None] & (d < dim)[None, :]
+            key = tl.load(k_pool + at_row, mask=loaded, other=0.0)
+            value = tl.load(v_pool + at_row, mask=loaded, other=0.0)
+            peak, weight, sums = fold(query, key, value, valid, scale, peak, weight, sums, PRECISION)
+    wait_for_previous(OVERLAP)
     store_part(partial, partial_lse, pair, split, PARTS, dim, peak, weight, sums, GROUP, ROWS, D)
+    if count > 0:
+        share = tl.arange(0, SHARE_PADDED)
+        level = split * SHARE + share
+        clear = mine[:, None] & ((share < SHARE) & (level < LEVELS))[None, :]
+        tl.store(
+            tally + row[:, None] * LEVELS + level[None, :], tl.zeros_like(clear.to(tl.int32)), mask=clear
+        )

@@ -10,12 +10,12 @@ import torch
 from read_rows import read_rows
 from torch import Tensor
 
+from tactic.kernels.decode import runner as decode_runner
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Evidence, estimator_id, position_logits
 from tactic.kernels.estimators.fit import curve_mass, fit_curve
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.ranking import rank
-from tactic.kernels.selection import triton as selection
 from tactic.kernels.sparse_decode import sparse_decode
 from tactic.kernels.sparse_decode import triton as sparse
 
@@ -91,10 +91,11 @@ def test_the_guarded_estimate_selects_what_its_definition_does(make_scene: Maker
 @pytest.mark.parametrize(
     ("module", "constant", "value"),
     [
-        (sparse, "_WORDS", 1),
-        (sparse, "_EXPANDED", 16),
-        (selection, "_RESIDENT", 0),
-        (selection, "_PASSES", 9),
+        (sparse, "_MOST_CLUSTERS", 8),
+        (sparse, "_PICKED", 2),
+        (sparse, "_MEMBERS", 16),
+        (decode_runner, "_MOST_SPLITS", 1),
+        (decode_runner, "_SCORE_WAVES", 0),
     ],
 )
 def test_cuts_of_the_work_do_not_change_the_result(
@@ -105,10 +106,9 @@ def test_cuts_of_the_work_do_not_change_the_result(
     constant: str,
     value: int,
 ) -> None:
-    """Teams of programs, lists filled piece by piece, scores that do not fit into registers."""
+    """Clusters looked through and listed piece by piece, more of them in a program."""
     scene = make_scene([([700, 900], 30), ([1200], 1)], cluster_size=16, seed=3)
     options = scene.options(threshold=0.7, estimator=estimator_id("guarded"))
-    monkeypatch.setattr(selection, "_CHUNK", 64)
     expected, expected_out, expected_lse = run(scene, options, device)
     monkeypatch.setattr(module, constant, value)
     runner, out, lse = run(scene, options, device)
@@ -192,7 +192,7 @@ def test_a_runner_serves_smaller_batches_in_its_memory(make_scene: Maker, device
     pools = there.k_pool, there.v_pool, there.req_to_token, there.arena
     result = runner.run(there.q[1:], *pools, scale=there.scale, sinks=16)
     torch.testing.assert_close(result.out.cpu(), expected.out[1:], rtol=1e-4, atol=1e-5)
-    assert runner.reads.rows.data_ptr() == large.reads.rows.data_ptr()
+    assert runner.reads.slots.data_ptr() == large.reads.slots.data_ptr()
 
 
 def test_a_batch_mixes_options(make_scene: Maker, device: str) -> None:
