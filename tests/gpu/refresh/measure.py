@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama-3.1-8b", help=f"checkpoint, or one of {', '.join(SHAPES)}")
     parser.add_argument("--context", type=int, default=32_000, help="prompt tokens for `mps` and `turns`")
     parser.add_argument("--seconds", type=float, default=8.0, help="decoded without and with a busy worker")
+    parser.add_argument("--mps-percentages", type=int, nargs="+", default=[10, 5], help="of `mps`")
     parser.add_argument("--interval", type=int, default=INTERVAL, help="of refreshes in `generation`")
     parser.add_argument(
         "--generation-model", default="deploy/reference-model/checkpoint", help="checkpoint for `generation`"
@@ -68,11 +69,14 @@ def main() -> None:
 
 
 def under_mps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """With a tenth of the GPU for the clustering worker."""
-    config = RefreshConfig(placement="colocated", interval=SOON)
-    daemon = MpsDaemon.start(config)
+    """With some shares of the GPU for the clustering worker."""
+    configs = [
+        RefreshConfig(placement="colocated", interval=SOON, mps_percentage=share)
+        for share in arguments.mps_percentages
+    ]
+    daemon = MpsDaemon.start(configs[0])
     try:
-        return beside_decoding(arguments, [config])
+        return beside_decoding(arguments, configs)
     finally:
         daemon.stop()
 

@@ -12,6 +12,7 @@ from tactic.kernels.estimators import Centroid, Evidence, Guarded, estimator_id,
 from tactic.kernels.index import DecodeOptions, LayerArena, RequestIndex, SegmentTable, units_in
 from tactic.kernels.kmeans import kmeans
 from tactic.kernels.ranking import rank
+from tactic.kernels.ranking.levels import SHIFT
 
 SINKS = 16
 
@@ -94,7 +95,7 @@ def test_the_target_rises_with_the_variance_inside_clusters(capture: Capture) ->
     index = capture.index
     spread = (index.sizes * index.spread).sum(-1) / index.sizes.sum(-1)
     variance = capture.query.square().sum(-1) / capture.query.shape[1] * spread.repeat_interleave(3 * 32)
-    expected = (9 * torch.exp(0.05 + 0.2 * variance)).log()
+    expected = (9 * torch.exp(0.05 + 0.2 * variance)).log().double()
     torch.testing.assert_close(Guarded().target(evidence, 0.9).logit(), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -130,4 +131,7 @@ def test_clusters_can_stand_in_order_of_their_weight(capture: Capture) -> None:
     by_centroid = capture.evidence(by_weight=False).ranking
     assert (by_centroid.log_weights >= by_centroid.scores).all()
     back, forth = ranking.order.argsort(-1), by_centroid.order.argsort(-1)
-    torch.testing.assert_close(ranking.log_weights.gather(1, back), by_centroid.log_weights.gather(1, forth))
+    rounded, plain = ranking.log_weights.gather(1, back), by_centroid.log_weights.gather(1, forth)
+    reference = ranking.reference[:, None]
+    width = torch.where((plain - reference).abs() < SHIFT, 1 / 32, 1 / 16)
+    assert ((rounded - plain).abs() <= width / 2 + 1e-5)[(plain - reference).abs() < 3 * SHIFT].all()

@@ -55,11 +55,11 @@ class Estimator(ABC):
 
     @abstractmethod
     def log_mass(self, evidence: Evidence) -> Tensor:
-        """Log of the estimated weight of the first j + 1 clusters, `[Hq, K]` fp32, non-decreasing."""
+        """Log of the estimated weight of the first j + 1 clusters, `[Hq, K]` float, non-decreasing."""
 
     def target(self, evidence: Evidence, threshold: float) -> Tensor:
-        """Estimated share to reach, so that the true one is at least `threshold` (0 < P < 1), `[Hq]` fp32."""
-        return evidence.attended.new_full(evidence.attended.shape, threshold)
+        """Estimated share to reach, so that the true one is at least `threshold` (0 < P < 1), `[Hq]` fp64."""
+        return torch.full_like(evidence.attended, threshold, dtype=torch.float64)
 
     def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
         """Ranks each query head must read to reach the threshold, whole clusters of them, `[Hq]` int64.
@@ -71,12 +71,13 @@ class Estimator(ABC):
         if threshold >= 1:
             return ends[:, -1]
         target = self.target(evidence, threshold)
-        log_mass = self.log_mass(evidence)
-        total = torch.logaddexp(log_mass[:, -1], evidence.attended)
-        share = torch.exp(torch.logaddexp(log_mass, evidence.attended[:, None]) - total[:, None])
+        # What may be left out can be less than fp32 tells from nothing.
+        log_mass, attended = self.log_mass(evidence).double(), evidence.attended.double()
+        total = torch.logaddexp(log_mass[:, -1], attended)
+        share = torch.exp(torch.logaddexp(log_mass, attended[:, None]) - total[:, None])
         # Counted, not searched: a target within rounding of 1 may be above the last share.
         short = (share < target[:, None]).sum(-1, keepdim=True).clamp(max=ends.shape[1] - 1)
-        attended_share = torch.exp(evidence.attended - total)
+        attended_share = torch.exp(attended - total)
         return torch.where(attended_share >= target, 0, ends.gather(1, short).squeeze(1))
 
 

@@ -20,4 +20,4 @@ class Centroid(Estimator):
         """See `Estimator.log_mass`."""
         ranking = evidence.ranking
         sizes = ranking.in_order(ranking.index.sizes)
-        return torch.logcumsumexp(sizes.log() + ranking.log_weights, dim=-1)
+        return torch.logcumsumexp((sizes.log() + ranking.log_weights).double(), dim=-1)

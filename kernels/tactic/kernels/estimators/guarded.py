@@ -45,8 +45,8 @@ class Guarded(Centroid):
         sizes = index.sizes.float()
         spread = (sizes * index.spread).sum(-1) / sizes.sum(-1)
         variance = query.square().mean(-1) * spread.repeat_interleave(ranking.group)
-        headroom = (self.margin + self.slope * variance).clamp(max=self.most)
-        return torch.sigmoid(query.new_tensor(threshold).logit() + headroom)
+        headroom = (self.margin + self.slope * variance).clamp(max=self.most).double()
+        return torch.sigmoid(headroom.new_tensor(threshold).logit() + headroom)
 
     def ranks(self, evidence: Evidence, threshold: float) -> Tensor:
         """See `Estimator.ranks`; at least `least`."""

@@ -7,17 +7,17 @@ import triton.language as tl
 from tactic.kernels.ranking import levels
 
 _LEVELS = tl.constexpr(levels.LEVELS)
-_PER_NAT = tl.constexpr(levels.PER_NAT)
-_FINE = tl.constexpr(levels.FINE)
-_DOUBLING = tl.constexpr(levels.DOUBLING)
+_SHIFT = tl.constexpr(levels.SHIFT)
+_DROPPED = tl.constexpr(levels.DROPPED)
+_FIRST = tl.constexpr(levels.FIRST)
+_HALF = tl.constexpr(1 << levels.DROPPED - 1)
 
 
 @triton.jit
 def level_of(distance):
     """Level int32 of a score at a distance from the reference."""
-    steps = tl.abs(distance) * _PER_NAT
-    far = _FINE + _DOUBLING * tl.log2(tl.maximum(steps / _FINE, 1.0))
-    steps = tl.minimum(tl.where(steps < _FINE, steps, far), _LEVELS // 2 - 1.0).to(tl.int32)
+    steps = ((tl.abs(distance) + _SHIFT).to(tl.int32, bitcast=True) >> _DROPPED) - _FIRST
+    steps = tl.minimum(steps, _LEVELS // 2 - 1)
     return tl.where(distance >= 0, _LEVELS // 2 + steps, _LEVELS // 2 - 1 - steps)
 
 
@@ -25,6 +25,6 @@ def level_of(distance):
 def middle_of(level):
     """Distance from the reference of a level's middle."""
     above = level >= _LEVELS // 2
-    steps = tl.where(above, level - _LEVELS // 2, _LEVELS // 2 - 1 - level) + 0.5
-    distance = tl.where(steps < _FINE, steps, _FINE * tl.exp2((steps - _FINE) / _DOUBLING)) / _PER_NAT
+    steps = tl.where(above, level - _LEVELS // 2, _LEVELS // 2 - 1 - level)
+    distance = (((steps + _FIRST) << _DROPPED) + _HALF).to(tl.float32, bitcast=True) - _SHIFT
     return tl.where(above, distance, -distance)

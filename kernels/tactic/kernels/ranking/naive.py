@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index.request import RequestIndex
-from tactic.kernels.ranking.levels import levels_of
+from tactic.kernels.ranking.levels import levels_of, middles_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def rank(query: Tensor, index: RequestIndex, *, by_weight: bool = False) -> Rank
 
     The score is q·centroid, as in the paper, or the log of the members' estimated mean weight: for members
     around the centroid c with variance σ² in the query's direction, mean exp(q·k) ≈ exp(q·c + σ²/2). The
-    spread is taken as isotropic: σ² = |q|² · spread / d.
+    spread is taken as isotropic: σ² = |q|² · spread / d. Such scores are rounded to levels, see `levels.py`.
 
     Args:
         query: `[Hq, d]` fp32, scaled by 1/√d.
@@ -78,7 +78,10 @@ def rank(query: Tensor, index: RequestIndex, *, by_weight: bool = False) -> Rank
     logits = torch.bmm(grouped, index.centroids.mT)
     half_variance = grouped.square().mean(-1, keepdim=True) * index.spread[:, None] / 2
     logits, log_weights = (x.view(query.shape[0], -1) for x in (logits, logits + half_variance))
+    reference = logits[:, 0]
+    if by_weight:
+        log_weights = middles_of(levels_of(log_weights, reference), reference)
     ordered = (log_weights if by_weight else logits).sort(dim=-1, descending=True, stable=True)
     sizes = index.sizes.repeat_interleave(grouped.shape[1], 0).gather(1, ordered.indices)
     log_weights = log_weights.gather(1, ordered.indices)
-    return Ranking(index, query, ordered.indices, ordered.values, logits[:, 0], log_weights, sizes.cumsum(-1))
+    return Ranking(index, query, ordered.indices, ordered.values, reference, log_weights, sizes.cumsum(-1))

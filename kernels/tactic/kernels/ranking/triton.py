@@ -14,10 +14,11 @@ from tactic.kernels.index.step import StepPlan
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.levels_triton import level_of
-from tactic.kernels.sparse_decode.partials import group_shape, load_group
+from tactic.kernels.sparse_decode.partials import precision
 
 BLOCK = 64  # clusters that a program scores at once
 _WARPS = 4
+_LEAST_MEMBERS = 8  # columns of the smallest matrix product
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,11 @@ def score(
         KEYS=scores.keys.shape[2] > 0,
         LEVELS=LEVELS,
         FIT=estimator_id("fit"),
+        GROUP=q.shape[1] // heads,
+        MEMBERS=max(_LEAST_MEMBERS, triton.next_power_of_2(q.shape[1] // heads)),
+        D=max(16, triton.next_power_of_2(dim)),
+        PRECISION=precision(q),
         num_warps=_WARPS,
-        **group_shape(q, heads),
         **overlap(q.device),
     )
 
@@ -196,7 +200,7 @@ def _score_block(
     arena_members,
     SINKS: tl.constexpr,
     GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     KEYS: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -217,21 +221,21 @@ def _score_block(
     tl.store(sizes + at, size, mask=inside)
     tl.store(firsts + at, first, mask=inside)
 
-    member = tl.arange(0, ROWS)
     filled = inside & (size > 0)
-    logit = tl.dot(query, tl.trans(centroid), input_precision=PRECISION) * scale
+    logit = tl.dot(centroid, query, input_precision=PRECISION) * scale
     # `fit` orders by the centroid alone (arXiv 2502.12216, section 4.2).
-    key = logit + tl.where(by_centroid, 0.0, variance[:, None] * spread[None, :] / 2)
-    level = level_of(tl.where(filled[None, :], key - reference[:, None], 0.0))
-    row = (pair * GROUP + member).to(tl.int64)[:, None]
-    mine = (member < GROUP)[:, None]
-    at_row = row * most + cluster[None, :]
-    tl.store(levels + at_row, level.to(tl.int16), mask=mine & inside[None, :])
-    amount = tl.zeros_like(level) + size[None, :]
-    tl.atomic_add(tally + row * LEVELS + level, amount, mask=mine & filled[None, :], sem="relaxed")
+    key = logit + tl.where(by_centroid, 0.0, spread[:, None] * (variance / 2)[None, :])
+    level = level_of(tl.where(filled[:, None], key - reference[None, :], 0.0))
+    member = tl.arange(0, MEMBERS)
+    row = (pair * GROUP + member).to(tl.int64)[None, :]
+    mine = (member < GROUP)[None, :]
+    at_row = row * most + cluster[:, None]
+    tl.store(levels + at_row, level.to(tl.int16), mask=mine & inside[:, None])
+    amount = tl.zeros_like(level) + size[:, None]
+    tl.atomic_add(tally + row * LEVELS + level, amount, mask=mine & filled[:, None], sem="relaxed")
     if KEYS:
-        key = tl.where(filled[None, :], key, -float("inf"))
-        tl.store(keys + at_row, key, mask=mine & inside[None, :])
+        key = tl.where(filled[:, None], key, -float("inf"))
+        tl.store(keys + at_row, key, mask=mine & inside[:, None])
 
     tl.store(spreads + pair * blocks + block, tl.sum(tl.where(filled, size * spread, 0.0)))
 
@@ -266,7 +270,7 @@ def _score(
     arena_members,
     SINKS: tl.constexpr,
     GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     D: tl.constexpr,
     CLUSTERS: tl.constexpr,
     SCORERS: tl.constexpr,
@@ -290,21 +294,24 @@ def _score(
         d = tl.arange(0, D)
         origin = (head * arena_clusters + tl.load(rows + request * most)) * dim + d
         origin = tl.load(centroids + origin, mask=d < dim, other=0.0).to(tl.float32)
-        query = load_group(q, pair, dim, GROUP, ROWS, D)
+        member = tl.arange(0, MEMBERS)
+        mine = member < GROUP
+        at_query = (pair * GROUP + member)[:, None] * dim + d[None, :]
+        query = tl.load(q + at_query, mask=mine[:, None] & (d < dim)[None, :], other=0.0)
         wide = query.to(tl.float32) * scale
         variance = tl.sum(wide * wide, axis=1) / dim
         reference = tl.sum(wide * origin[None, :], axis=1)
         if block == 0:
-            member = tl.arange(0, ROWS)
-            tl.store(variances + pair * GROUP + member, variance, mask=member < GROUP)
-            tl.store(references + pair * GROUP + member, reference, mask=member < GROUP)
+            tl.store(variances + pair * GROUP + member, variance, mask=mine)
+            tl.store(references + pair * GROUP + member, reference, mask=mine)
+        query = tl.trans(query)
         by_centroid = tl.load(estimator + request) == FIT
         while block * CLUSTERS < count:
             _score_block(
                 block, count, pair, head, query, variance, reference, by_centroid, scale,
                 centroid, block_spread, size, first, begin, members,
                 levels, tally, keys, spreads, sizes, firsts, most, blocks, arena_members,
-                SINKS, GROUP, ROWS, CLUSTERS, KEYS, LEVELS, PRECISION,
+                SINKS, GROUP, MEMBERS, CLUSTERS, KEYS, LEVELS, PRECISION,
             )  # fmt: skip
             block += SCORERS
             if block * CLUSTERS < count:

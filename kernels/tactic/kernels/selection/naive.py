@@ -10,6 +10,8 @@ from tactic.kernels.ranking.naive import Ranking
 def select(ranking: Ranking, ranks: Tensor) -> Tensor:
     """Clusters that hold the first `ranks` of each query head's order, and all on the level of the last.
 
+    What is on the highest level may weigh anything, and is always selected.
+
     Args:
         ranking: the cluster order.
         ranks: `[Hq]` int64, ranks to read; a cluster that holds any of them is taken whole.
@@ -21,5 +23,5 @@ def select(ranking: Ranking, ranks: Tensor) -> Tensor:
     chosen = begins < ranks[:, None]
     levels = ranking.levels
     last = torch.where(chosen, levels, LEVELS).amin(-1, keepdim=True)
-    chosen = levels >= last
+    chosen = (levels >= last) | (levels == LEVELS - 1)
     return torch.zeros_like(chosen).scatter_(1, ranking.order, chosen)

@@ -126,14 +126,13 @@ def _select(
     block = tl.arange(0, BLOCKS)
     spread = tl.load(spreads + pair.to(tl.int64) * blocks + block, mask=block * BLOCK < count, other=0.0)
     top = middle_of(tl.max(tl.where(tokens > 0, level, 0)))
-    weight = tokens * tl.exp2((middle_of(level) - top) * _LOG2_E)
-    weight = tl.where(tokens > 0, weight, 0.0)  # above the top it may be infinite
+    weight = tokens * tl.exp2(tl.minimum(middle_of(level) - top, 0.0) * _LOG2_E)  # none above the top
     total = tl.sum(weight) + tl.sum(tl.exp2(tl.minimum((parts - top) * _LOG2_E, _MOST)))
 
     variance = tl.load(variances + row) * tl.sum(spread) / tl.maximum(length - SINKS, 1)
     headroom = tl.where(kind == GUARDED, tl.minimum(margin + slope * variance, most), 0.0)  # see `Guarded`
     spared = total / (1 + wanted / (1 - wanted) * tl.exp(headroom))
     surplus = tl.sum(tokens) - tl.where(kind == GUARDED, least, 0)
-    left_out = (tl.cumsum(weight) <= spared) & (tl.cumsum(tokens) <= surplus)
+    left_out = (tl.cumsum(weight) <= spared) & (tl.cumsum(tokens) <= surplus) & (level < LEVELS - 1)
     tl.store(cuts + row, tl.sum(left_out.to(tl.int32)))
     tl.store(selected + row, always + tl.sum(tl.where(left_out, 0, tokens)))

@@ -62,14 +62,14 @@ def _merge(
     start_next(OVERLAP)
     at = row * parts + part
     log = tl.load(parts_lse + at, mask=part < parts, other=-float("inf"))
-    filled = log > -float("inf")  # parts that nothing was read for are undefined
     peak = tl.max(log)
     peak = tl.where(peak == -float("inf"), 0.0, peak)
     share = tl.exp(log - peak)
     weight = tl.sum(share)
-    values = tl.load(
-        parts_out + at[:, None] * dim + d[None, :], mask=filled[:, None] & (d < dim)[None, :], other=0.0
-    )
+    known = (part < parts)[:, None] & (d < dim)[None, :]
+    values = tl.load(parts_out + at[:, None] * dim + d[None, :], mask=known, other=0.0)
+    # Parts that nothing was read for are undefined; loading them too saves waiting for their weights.
+    values = tl.where((log > -float("inf"))[:, None], values, 0.0)
     total = tl.sum(values * share[:, None], axis=0) / tl.where(weight > 0, weight, 1.0)
     tl.store(out + row * dim + d, total.to(out.dtype.element_ty), mask=d < dim)
     tl.store(lse + row, peak + tl.log(weight))

@@ -58,15 +58,20 @@ class Partials:
 def group_shape(q: Tensor, heads: int) -> dict[str, Any]:
     """Constants of a kernel that works on the query heads of a KV head: of `[B, Hq, d]`, H.
 
-    Rows and columns are those of the smallest matrix product; fp32 is multiplied as such.
+    Rows and columns are those of the smallest matrix product.
     """
     group = q.shape[1] // heads
     return {
         "GROUP": group,
         "ROWS": max(16, triton.next_power_of_2(group)),
         "D": max(16, triton.next_power_of_2(q.shape[2])),
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": precision(q),
     }
+
+
+def precision(q: Tensor) -> str:
+    """How matrices are multiplied: fp32 as such."""
+    return "ieee" if q.dtype == torch.float32 else "tf32"
 
 
 @triton.jit

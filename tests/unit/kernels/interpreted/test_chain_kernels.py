@@ -135,7 +135,7 @@ def test_a_head_that_needs_nearly_everything_reads_it(make_scene: Maker, device:
 
 
 @pytest.mark.parametrize(("estimator", "by_weight"), [("fit", False), ("guarded", True)])
-def test_keys_are_the_scores_of_the_ranking(
+def test_levels_are_those_of_the_ranking(
     make_scene: Maker, device: str, estimator: str, by_weight: bool
 ) -> None:
     scene = make_scene([([300], 10)])
@@ -144,8 +144,16 @@ def test_keys_are_the_scores_of_the_ranking(
     index = scene.index(0, 20)
     ranking = rank(scene.q[0] * scene.scale, index, by_weight=by_weight)
     count = index.sizes.shape[1]
-    keys = runner.scores.keys[0, :, :count].cpu()
-    torch.testing.assert_close(keys.sort(-1, descending=True).values, ranking.scores, rtol=1e-4, atol=1e-5)
+    levels = runner.scores.levels[0, :, :count].cpu().long()
+    filled = index.sizes.repeat_interleave(ranking.group, 0) > 0
+    expected = torch.zeros_like(levels).scatter_(1, ranking.order, ranking.levels)
+    apart = (levels - expected)[filled].abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 0.05, "scores at the edge of a level are few"
+    if not by_weight:
+        keys = runner.scores.keys[0, :, :count].cpu().sort(-1, descending=True).values
+        torch.testing.assert_close(keys, ranking.scores, rtol=1e-4, atol=1e-5)
+    assert (runner.scores.tally == 0).all(), "cleared for the next layer"
     assert torch.equal(runner.scores.sizes[0, :, :count].cpu().long(), index.sizes)
 
 

@@ -103,7 +103,8 @@ def test_the_oracle_reaches_its_share_with_the_fewest(step: Step) -> None:
     _, tactic = attend(step, Tactic(0.8, "exact"), 0.8)
     assert (tactic.own_share >= 0.8 - 1e-5).all()
     assert (tactic.oracle <= tactic.ideal).all()
-    assert torch.equal(tactic.ideal, tactic.selected)
+    assert (tactic.ideal <= tactic.selected).all()
+    assert tactic.selected.sum() < 1.02 * tactic.ideal.sum(), "whole levels are little more"
 
 
 def test_top_k_reaches_more_than_any_other_of_its_budget(step: Step) -> None:

@@ -14,6 +14,7 @@ COLOCATED = RefreshConfig(placement="colocated")
 DAEMON = """#!/bin/sh
 if [ "$1" = -d ]; then
   [ -e "$CUDA_MPS_PIPE_DIRECTORY/broken" ] && { echo "no device" >&2; exit 1; }
+  echo "${CUDA_VISIBLE_DEVICES-all}" > "$CUDA_MPS_PIPE_DIRECTORY/devices"
   exec touch "$CUDA_MPS_PIPE_DIRECTORY/running"
 fi
 read command rest
@@ -49,6 +50,15 @@ def another_process(config: RefreshConfig = COLOCATED) -> MpsDaemon:
     for name in (PIPES, mps.LOGS):
         os.environ.pop(name, None)
     return MpsDaemon.start(config)
+
+
+def test_the_daemon_serves_all_gpus(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows the second GPU only calls it the first, and its clients, told the second, find none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    daemon = another_process()
+    assert (home / "devices").read_text() == "all\n"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    daemon.stop()
 
 
 def test_the_last_user_ends_the_daemon(home: Path) -> None:

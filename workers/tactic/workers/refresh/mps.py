@@ -17,6 +17,7 @@ from tactic.workers.sglang.checks import UnsupportedError
 logger = logging.getLogger(__name__)
 
 PROGRAM = "nvidia-cuda-mps-control"
+DEVICES = "CUDA_VISIBLE_DEVICES"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
@@ -75,7 +76,11 @@ class MpsDaemon:
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.environ |= {PIPES: str(home), LOGS: str(home)}
         if not _answers():
-            started = subprocess.run([PROGRAM, "-d"], capture_output=True, text=True, check=False)
+            # Of all GPUs: clients name devices as the daemon counts them, and others than ours may come.
+            everything = {name: value for name, value in os.environ.items() if name != DEVICES}
+            started = subprocess.run(
+                [PROGRAM, "-d"], capture_output=True, text=True, check=False, env=everything
+            )
             if not _answers():
                 _leave(lock)
                 raise UnsupportedError(

@@ -214,15 +214,20 @@ class TacticRuntime:
         step, self._step = self._step, _Step()
         if not step.slots:
             return
-        slots = torch.tensor(step.slots, device=self._device)
+        slots = self._on_device(step.slots)
         if step.all_dense:
             self._read[slots] += 1
             return
-        lengths = torch.tensor(step.lengths, device=self._device)
+        lengths = self._on_device(step.lengths)
         read = self.attention.read(step.padded or len(step.slots))[:, : len(step.slots)]
         self._read[slots] += (read.float().mean(-1) / lengths).T
         if step.measure:
             self._measure(step)
+
+    def _on_device(self, numbers: list[int]) -> torch.Tensor:
+        """Copied without waiting for the device: the scheduler prepares a step while the last one runs."""
+        there = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
+        return there.to(self._device, non_blocking=True)
 
     def _measure(self, step: _Step) -> None:
         """Tells the attention share that the last step reached, of those requests for which it is wanted."""
