@@ -84,7 +84,8 @@ def refresh(arguments: Namespace) -> dict[str, Any]:
     """A clustering worker on the second GPU maps the first one's K pool, and is idle or always at work."""
     _announce(ranks=1)
     measure = _load("tests/gpu/refresh/measure.py")
-    config = RefreshConfig(placement="dedicated", interval=measure.SOON)
+    placement = "dedicated" if torch.cuda.is_available() else "cpu"
+    config = RefreshConfig(placement=placement, interval=measure.SOON)
     asked = Namespace(model=arguments.model, context=arguments.contexts[0] // 4, seconds=arguments.seconds)
     (row,) = measure.beside_decoding(asked, [config])
     return dict(row)
