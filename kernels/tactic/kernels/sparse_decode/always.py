@@ -8,7 +8,7 @@ from torch import Tensor
 from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
-from tactic.kernels.sparse_decode.partials import Partials, fold, group_shape, load_group, store_part
+from tactic.kernels.sparse_decode.partials import Partials, fold_rows, group_shape, load_group, store_part
 
 _TOKENS = 64
 _WARPS = 4
@@ -112,7 +112,6 @@ def _attend_always(
         tl.store(lengths + pair, always)
         tl.store(selected + pair * GROUP + member, own, mask=member < GROUP)
     query = load_group(q, pair, dim, GROUP, ROWS, D)
-    d = tl.arange(0, D)
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, D), tl.float32)
@@ -121,11 +120,9 @@ def _attend_always(
         inside = token < always
         position = tl.where(token < fixed, token, token - fixed + length)
         slot = tl.load(slot_row + position, mask=inside, other=0).to(tl.int64)
-        at = (slot * heads + head)[:, None] * dim + d[None, :]
-        valid = inside[:, None] & (d < dim)[None, :]
-        key = tl.load(k_pool + at, mask=valid, other=0.0)
-        value = tl.load(v_pool + at, mask=valid, other=0.0)
-        peak, weight, total = fold(query, key, value, inside, scale, peak, weight, total, PRECISION)
+        peak, weight, total = fold_rows(
+            query, k_pool, v_pool, slot * heads + head, inside, dim, scale, peak, weight, total, D, PRECISION
+        )
     parts = SPLITS + READERS
     place = SPLITS + reader
     store_part(partial, partial_lse, pair, place, parts, dim, peak, weight, total, GROUP, ROWS, D)

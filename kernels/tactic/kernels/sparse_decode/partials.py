@@ -99,6 +99,20 @@ def fold(query, keys, values, inside, scale, peak, weight, total, PRECISION: tl.
 
 
 @triton.jit
+def fold_rows(
+    query, k_pool, v_pool, row, inside, dim, scale, peak, weight, total,
+    D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`fold` of the rows `slot_id * H + h` [T] of a page-size-1 pool."""
+    d = tl.arange(0, D)
+    at = row[:, None] * dim + d[None, :]
+    valid = inside[:, None] & (d < dim)[None, :]
+    key = tl.load(k_pool + at, mask=valid, other=0.0)
+    value = tl.load(v_pool + at, mask=valid, other=0.0)
+    return fold(query, key, value, inside, scale, peak, weight, total, PRECISION)
+
+
+@triton.jit
 def store_part(
     out,
     lse,

@@ -11,7 +11,7 @@ from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.triton import Scores
-from tactic.kernels.sparse_decode.partials import Partials, fold, group_shape, load_group, store_part
+from tactic.kernels.sparse_decode.partials import Partials, fold_rows, group_shape, load_group, store_part
 from tactic.kernels.union.naive import NEARLY_ALL
 
 RUN = 8  # neighbours among clusters that one program takes: a sector of their levels and sizes
@@ -198,7 +198,6 @@ def _attend(
     member = tl.arange(0, MEMBERS_OF_GROUP)
     mine = member < GROUP
     row = (pair * GROUP + member).to(tl.int64)
-    d = tl.arange(0, D)
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, D), tl.float32)
@@ -247,11 +246,20 @@ def _attend(
             token = begun + tl.arange(0, TOKENS)
             valid = token < tokens
             slot = tl.load(source + token, mask=valid, other=0).to(tl.int64)
-            at_row = (slot * heads + head)[:, None] * dim + d[None, :]
-            loaded = valid[:, None] & (d < dim)[None, :]
-            key = tl.load(k_pool + at_row, mask=loaded, other=0.0)
-            value = tl.load(v_pool + at_row, mask=loaded, other=0.0)
-            peak, weight, sums = fold(query, key, value, valid, scale, peak, weight, sums, PRECISION)
+            peak, weight, sums = fold_rows(
+                query,
+                k_pool,
+                v_pool,
+                slot * heads + head,
+                valid,
+                dim,
+                scale,
+                peak,
+                weight,
+                sums,
+                D,
+                PRECISION,
+            )
     wait_for_previous(OVERLAP)
     store_part(partial, partial_lse, pair, split, PARTS, dim, peak, weight, sums, GROUP, ROWS, D)
     if count > 0:

@@ -6,7 +6,7 @@ from peers.quest.naive import PAGE
 from torch import Tensor
 
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
-from tactic.kernels.sparse_decode.partials import fold, group_shape, load_group, store_part
+from tactic.kernels.sparse_decode.partials import fold_rows, group_shape, load_group, store_part
 
 _TOKENS = 64
 
@@ -71,7 +71,6 @@ def _attend(
 ):
     pair = tl.program_id(0)
     split = tl.program_id(1)
-    d = tl.arange(0, D)
     query = load_group(q, pair, dim, GROUP, ROWS, D)
     listed = tl.minimum(most, tl.cdiv(tl.load(seq_lens + pair // heads), PAGE) * PAGE)
     share = tl.cdiv(tl.cdiv(listed, SPLITS), TOKENS) * TOKENS
@@ -85,11 +84,10 @@ def _attend(
         token = begin + tl.arange(0, TOKENS)
         at = tl.load(rows + pair.to(tl.int64) * most + token, mask=token < end, other=-1).to(tl.int64)
         inside = at >= 0
-        valid = inside[:, None] & (d < dim)[None, :]
-        key = tl.load(k_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0)
-        value = tl.load(v_pool + at[:, None] * dim + d[None, :], mask=valid, other=0.0)
         # A tile's rows are never all missing: only the last page may end early.
-        peak, weight, total = fold(query, key, value, inside, scale, peak, weight, total, PRECISION)
+        peak, weight, total = fold_rows(
+            query, k_pool, v_pool, at, inside, dim, scale, peak, weight, total, D, PRECISION
+        )
     store_part(partial, partial_lse, pair, split, SPLITS, dim, peak, weight, total, GROUP, ROWS, D)
 
 
