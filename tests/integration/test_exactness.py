@@ -86,5 +86,6 @@ async def test_the_share_asked_for_is_reached_on_average(stack: Any, estimator: 
         stats = answer.attention
         assert stats.attention_share_mean >= 0.9
         assert 0.5 < stats.attention_share_p10 <= stats.attention_share_mean
-        # Of random weights, attention is nearly even in some layers, and all of it on one level of scores.
+        # Of random weights, attention is nearly even: the layer that needs most is read whole by the default.
         assert statistics.mean(stats.read_share_per_layer) < 1
+        assert max(stats.read_share_per_layer) < 1 or estimator == "guarded"

@@ -20,7 +20,7 @@ class Ranking:
         query: `[Hq, d]` fp32, scaled: a dot product with a key is a logit.
         order: `[Hq, K]` int64; cluster at each place.
         scores: `[Hq, K]` fp32; what it was ordered by, descending.
-        reference: `[Hq]` fp32; q·centroid of the request's first cluster, from which levels count.
+        levels: `[Hq, K]` int64; of the scores, counted from q·centroid of the request's first cluster.
         log_weights: `[Hq, K]` fp32; log of its members' estimated mean weight.
         ends: `[Hq, K]` int64; ranks up to and including it.
     """
@@ -29,7 +29,7 @@ class Ranking:
     query: Tensor
     order: Tensor
     scores: Tensor
-    reference: Tensor
+    levels: Tensor
     log_weights: Tensor
     ends: Tensor
 
@@ -37,11 +37,6 @@ class Ranking:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.query.shape[0] // self.index.sizes.shape[0]
-
-    @property
-    def levels(self) -> Tensor:
-        """Level of the cluster at each place, `[Hq, K]` int64, descending."""
-        return levels_of(self.scores, self.reference)
 
     def in_order(self, values: Tensor) -> Tensor:
         """`[H, K]` values of the clusters as `[Hq, K]` in each query head's order."""
@@ -79,9 +74,10 @@ def rank(query: Tensor, index: RequestIndex, *, by_weight: bool = False) -> Rank
     half_variance = grouped.square().mean(-1, keepdim=True) * index.spread[:, None] / 2
     logits, log_weights = (x.view(query.shape[0], -1) for x in (logits, logits + half_variance))
     reference = logits[:, 0]
+    levels = levels_of(log_weights if by_weight else logits, reference)
     if by_weight:
-        log_weights = middles_of(levels_of(log_weights, reference), reference)
+        log_weights = middles_of(levels, reference)
     ordered = (log_weights if by_weight else logits).sort(dim=-1, descending=True, stable=True)
     sizes = index.sizes.repeat_interleave(grouped.shape[1], 0).gather(1, ordered.indices)
-    log_weights = log_weights.gather(1, ordered.indices)
-    return Ranking(index, query, ordered.indices, ordered.values, reference, log_weights, sizes.cumsum(-1))
+    levels, log_weights = (x.gather(1, ordered.indices) for x in (levels, log_weights))
+    return Ranking(index, query, ordered.indices, ordered.values, levels, log_weights, sizes.cumsum(-1))

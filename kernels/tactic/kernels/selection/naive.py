@@ -21,7 +21,6 @@ def select(ranking: Ranking, ranks: Tensor) -> Tensor:
     """
     begins = torch.nn.functional.pad(ranking.ends[:, :-1], (1, 0))
     chosen = begins < ranks[:, None]
-    levels = ranking.levels
-    last = torch.where(chosen, levels, LEVELS).amin(-1, keepdim=True)
-    chosen = (levels >= last) | (levels == LEVELS - 1)
+    last = torch.where(chosen, ranking.levels, LEVELS - 1).amin(-1, keepdim=True)
+    chosen = ranking.levels >= last
     return torch.zeros_like(chosen).scatter_(1, ranking.order, chosen)
