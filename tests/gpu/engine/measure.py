@@ -5,6 +5,10 @@
 A shape gets random weights. Left as SGLang draws them, attention is uniform and everything must be read, so
 embeddings, norms, queries and keys are replaced by structured ones (`structured.py`), calibrated so that an
 oracle needs about 900 tokens a head; `--weights plain` leaves them. The result says which, and what was read.
+A second turn follows on the first prompt: what of it is clustered, and what is found in the index.
+
+`--skip-attention` prefills without attention (`skip_attention.py`), where prefill would take longer than all
+else: `--model qwen2.5-7b --context 1000000 --batches 1 --skip-attention`, on a GPU with 141 GB.
 """
 
 import argparse
@@ -13,23 +17,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
+from engines import SHAPES, Engine, device_name, prepare_environment, random_prompt
+from skip_attention import attention_skipped
 from structured import ModelShape, Weights
 from structured import prompt as structured_prompt
+from timing import quantiles, reads, step_times
 
 from tactic.workers.config import IndexConfig
 from tactic.workers.refresh.messages import RequestReport
 
 Prompt = Callable[[int], list[int]]
-WARM_UP = 20
-"""Tokens whose times are not counted: until then the batch is not complete."""
 
 
 def main() -> None:
@@ -45,6 +49,8 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--estimator", default=IndexConfig().estimator)
     parser.add_argument("--backends", nargs="+", default=["flashinfer", "tactic"])
+    parser.add_argument("--skip-attention", action="store_true", help="prefill without attention")
+    parser.add_argument("--turn", type=int, default=2048, help="new tokens of a second turn")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     prepare_environment()
@@ -53,7 +59,8 @@ def main() -> None:
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
     }
     for backend in arguments.backends:
-        results[backend] = measure(backend, arguments)
+        with attention_skipped() if arguments.skip_attention else nullcontext():
+            results[backend] = measure(backend, arguments)
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     table = _table(results, arguments)
     arguments.out.with_suffix(".md").write_text(table)
@@ -69,7 +76,7 @@ def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any
         index=IndexConfig(estimator=arguments.estimator),
         cuda_graph_max_bs_decode=max(arguments.batches),
         max_running_requests=max(*arguments.batches, 4),
-        context_length=arguments.context + 4096,
+        context_length=arguments.context + arguments.turn + 4096,
         log_level="info",
         **engine_arguments,
     ) as engine:
@@ -86,16 +93,34 @@ def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any
                 began = time.monotonic()
                 engine.generate([each], 1, tactic)
                 prefills.append(time.monotonic() - began)
-            times = _step_times(engine, prompts, arguments.steps, tactic)
+            times = step_times(engine, prompts, arguments.steps, tactic)
             result[f"batch_{batch}"] = {
                 # Of the prompt that no batch before had.
                 "prefill_s": prefills[-1],
-                "ms_per_step_median": statistics.median(times),
-                "ms_per_step_p99": sorted(times)[int(len(times) * 0.99)],
-                "steps": len(times),
-            } | _reads(engine, batch)
+                **quantiles(times),
+                **reads(_reports(engine, batch)),
+            }
             print(backend, batch, result[f"batch_{batch}"], flush=True)
+        result["second_turn"] = _second_turn(engine, prompt, arguments, tactic)
+        print(backend, result["second_turn"], flush=True)
     return result
+
+
+def _second_turn(
+    engine: Engine, prompt: Prompt, arguments: argparse.Namespace, tactic: dict[str, Any]
+) -> dict[str, Any]:
+    """Goes on after the first prompt, which is cached."""
+    first = prompt(0)
+    engine.messages()
+    began = time.monotonic()
+    engine.generate([first + prompt(1)[: arguments.turn]], 2, tactic)
+    took = time.monotonic() - began
+    reports = [message for message in engine.messages(1.0) if isinstance(message, RequestReport)]
+    return {"new_tokens": arguments.turn, "seconds": took} | {
+        name: sum(getattr(report, name) for report in reports)
+        for name in ("tokens_clustered", "tokens_index_reused")
+        if reports
+    }
 
 
 def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dict[str, Any]]:
@@ -122,38 +147,12 @@ def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dic
     return lambda seed: structured_prompt(length, seed, shape), about
 
 
-def _step_times(engine: Engine, prompts: list[list[int]], steps: int, tactic: dict[str, Any]) -> list[float]:
-    """Milliseconds between tokens of the last request to start, prefixes being cached."""
-    stamps: dict[int, list[tuple[float, int]]] = {}
-    outputs = engine.sglang.generate(
-        input_ids=prompts, sampling_params=greedy(steps + WARM_UP, tactic), stream=True
-    )
-    for output in outputs:
-        count = len(output["output_ids"])
-        stamps.setdefault(output.get("index", 0), []).append((time.monotonic(), count))
-    last = max(stamps.values(), key=lambda stamps: stamps[0])
-    times = []
-    # Tokens that come together, as this process was late, took as long each.
-    for (before, _), (now, count) in pairwise(last):
-        times += [1e3 * (now - before) / count] * count
-    return times[-steps:]
-
-
-def _reads(engine: Engine, batch: int) -> dict[str, Any]:
-    """Shares of the positions that were read by the requests that decoded; empty from a dense backend."""
-    reports = [
-        message
-        for message in engine.messages(1.0)
-        if isinstance(message, RequestReport) and message.decode_steps > 1
+def _reports(engine: Engine, batch: int) -> list[RequestReport]:
+    """Of the requests of a batch that decoded; none from a dense backend."""
+    messages = engine.messages(1.0)
+    return [
+        message for message in messages if isinstance(message, RequestReport) and message.decode_steps > 1
     ][-batch:]
-    if not reports:
-        return {}
-    shares = [share for report in reports for share in report.read_share_per_layer]
-    return {
-        "read_share": statistics.mean(shares),
-        "read_share_of_layers": [min(shares), max(shares)],
-        "dense_steps": sum(report.dense_steps for report in reports),
-    }
 
 
 def _table(results: dict[str, Any], arguments: argparse.Namespace) -> str:

@@ -130,7 +130,7 @@ def _check_selection(
     count = int(runner.step.clusters[i])
     if not count:
         return torch.zeros_like(expected)
-    levels = runner.scores.levels[i, :, :count].cpu()
+    levels = runner.scores.levels[i, :, :count].mT.flatten(0, 1).cpu()
     sizes = runner.scores.sizes[i, :, :count].cpu()
     sizes = sizes.repeat_interleave(len(levels) // len(sizes), 0)
     cuts = runner.reads.cuts[i].cpu()[:, None]

@@ -20,6 +20,7 @@ from workload import Workload, build
 
 from tactic.kernels.decode import runner as decode_runner
 from tactic.kernels.index import DecodeOptions
+from tactic.kernels.index_map import triton as listing
 from tactic.kernels.ranking import triton as ranking
 from tactic.kernels.selection import triton as selection
 from tactic.kernels.sparse_decode import always, merge
@@ -29,23 +30,25 @@ PLACES: dict[str, ModuleType] = {
     "always": always,
     "score": ranking,
     "select": selection,
+    "list": listing,
     "attend": attend,
     "merge": merge,
     "runner": decode_runner,
 }
 CANDIDATES = (
-    *(f"attend.TOKENS={n}" for n in (32, 128)),
+    *(f"attend.TOKENS={n}" for n in (32, 64)),
     *(f"attend.WARPS={n}" for n in (2, 8)),
     *(f"attend.STAGES={n}" for n in (3, 4, 7)),
-    *(f"attend.PICKED={n}" for n in (8, 32)),
-    *(f"attend.MEMBERS={n}" for n in (64, 256)),
+    *(f"list.PICKED={n}" for n in (16, 64)),
+    *(f"list.TOKENS={n}" for n in (256, 1024)),
+    *(f"runner.LIST_WAVES={n}" for n in (2, 8)),
     *(f"runner.WAVES={n}" for n in (1, 3)),
     "runner.MOST_SPLITS=64",
-    *(f"runner.SCORE_WAVES={n}" for n in (2, 3, 6, 32)),
-    *(f"score.WARPS={n}" for n in (2, 8)),
+    *(f"runner.SCORE_WAVES={n}" for n in (8, 12, 32)),
+    "score.REGISTERS=168",
     *(f"select.WARPS={n}" for n in (4, 16)),
     *(f"merge.WARPS={n}" for n in (2, 8)),
-    "always.TOKENS=32",
+    "always.TOKENS=128",
     *(f"always.WARPS={n}" for n in (2, 8)),
 )
 

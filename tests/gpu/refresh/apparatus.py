@@ -5,7 +5,10 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Container, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Self, TypeVar
 
@@ -18,6 +21,8 @@ T = TypeVar("T")
 
 WAIT_S = 300.0
 REPORT_S = 30.0
+END_S = 10.0
+QUEUED = 4
 
 
 class Actor:
@@ -35,19 +40,107 @@ class Actor:
 
     def __exit__(self, *_: object) -> None:
         self._end.close()
-        self._process.join(WAIT_S)
+        self._process.join(END_S)
+        self.kill()
 
     def work(self, job: RefreshJob) -> tuple[RefreshReply, float]:
         """Does a job in place; its answer, and the seconds that it took.
 
         Raises:
             RuntimeError: it can't map the engine's memory.
+            TimeoutError: it does not answer.
+            EOFError: it has died.
         """
+        self.ask(job)
+        if not self._end.poll(WAIT_S):
+            raise TimeoutError(f"the clustering worker has not done its job within {WAIT_S:.0f} s")
+        return self.answer()
+
+    def ask(self, job: RefreshJob) -> None:
+        """Begins a job; see `answered`."""
         self._end.send(job)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the job that was asked for is done, or its process dead."""
+        return self._end.poll()
+
+    def answer(self) -> tuple[RefreshReply, float]:
+        """As `work`, of the job that was asked for."""
         reply, seconds = self._end.recv()
         if reply.keys_wanted:
             raise RuntimeError(f"the clustering worker can't work in place: {reply.keys_wanted}")
         return reply, seconds
+
+    def kill(self) -> None:
+        """Ends its process at once, whatever it is at."""
+        self._process.kill()
+        self._process.join(WAIT_S)
+
+
+class Crew:
+    """Does jobs one after the other, without being waited for, by an actor that may be killed at any time.
+
+    Args:
+        config: of its actors.
+    """
+
+    def __init__(self, config: RefreshConfig) -> None:
+        self.done = 0
+        self._config = config
+        self._actor = Actor(config)
+        self._done_before = 0
+        self._waiting: deque[RefreshJob] = deque()
+        self._under_way: RefreshJob | None = None
+        self._replies: list[RefreshReply] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._actor.kill()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a job that has not ended."""
+        return self._under_way is not None
+
+    @property
+    def mortal(self) -> bool:
+        """Whether the actor is at a job, and has done one since it was started."""
+        return self.busy and self.done > self._done_before
+
+    def take(self, job: RefreshJob) -> None:
+        """Queues a job, or refuses it, as a deployment does."""
+        if len(self._waiting) >= QUEUED:
+            self._replies.append(RefreshReply(job.job_id, error="busy"))
+            return
+        self._waiting.append(job)
+        self._next()
+
+    def replies(self) -> list[RefreshReply]:
+        """Of the jobs that have ended since the last call."""
+        if self._under_way is not None and self._actor.answered:
+            self._replies.append(self._actor.answer()[0])
+            self.done += 1
+            self._under_way = None
+            self._next()
+        replies, self._replies = self._replies, []
+        return replies
+
+    def kill(self) -> None:
+        """Kills the actor at its job, which has ended then, and starts another one."""
+        if self._under_way is not None:
+            self._actor.kill()
+            self._replies.append(RefreshReply(self._under_way.job_id, error="actor_died"))
+            self._under_way = None
+        self._actor, self._done_before = Actor(self._config), self.done
+        self._next()
+
+    def _next(self) -> None:
+        if self._under_way is None and self._waiting:
+            self._under_way = self._waiting.popleft()
+            self._actor.ask(self._under_way)
 
 
 class Line:
@@ -97,6 +190,33 @@ class Line:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
+
+
+@contextmanager
+def refreshing(line: Line, actor: Actor, *, refuse: Container[str] = ()) -> Iterator[list[float]]:
+    """Has the jobs of all requests done, but of those in `refuse`; yields the seconds that each job took."""
+    ended = threading.Event()
+    times: list[float] = []
+
+    def serve() -> None:
+        while not ended.is_set():
+            try:
+                job = line.jobs.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            reply = RefreshReply(job.job_id, error="busy")
+            if job.request_id not in refuse:
+                reply, seconds = actor.work(job)
+                times.append(seconds)
+            line.reply(reply)
+
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve)
+        try:
+            yield times
+        finally:
+            ended.set()
+        serving.result()
 
 
 def _serve(config: RefreshConfig, end: "Connection[Any, Any]") -> None:

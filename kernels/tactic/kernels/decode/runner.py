@@ -15,6 +15,7 @@ from tactic.kernels.index.step import StepPlan
 from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.triton import plan_step
 from tactic.kernels.index_map.reads import Reads
+from tactic.kernels.index_map.triton import Listing, list_slots
 from tactic.kernels.ranking.triton import Scores, score
 from tactic.kernels.selection.fit_triton import select_by_fit
 from tactic.kernels.selection.triton import select
@@ -22,13 +23,14 @@ from tactic.kernels.sparse_decode.always import attend_always
 from tactic.kernels.sparse_decode.merge import merge
 from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.trace import Trace
-from tactic.kernels.sparse_decode.triton import RUN, attend
+from tactic.kernels.sparse_decode.triton import attend
 
 _Buffers = TypeVar("_Buffers", StepPlan, Scores, Samples, Reads)
 _FIT = Fit()
 _ESTIMATORS = (Guarded.name, Centroid.name)
 _WAVES = 2  # programs per multiprocessor that run at once
-_SCORE_WAVES = 4  # of those that score
+_SCORE_WAVES = 16  # of those that score
+_LIST_WAVES = 4  # of those that list
 _MOST_SPLITS = 32
 _LEAST_SPLITS = 8  # so that one long request in a large batch is shared out, too
 
@@ -53,6 +55,7 @@ class DecodeRunner:
     scores: Scores
     samples: Samples | None
     reads: Reads
+    listing: Listing
     partials: Partials
     trace: Trace
 
@@ -88,22 +91,34 @@ class DecodeRunner:
         step = StepPlan.create(
             batch=batch, segments=segments, context=context, cluster_size=cluster_size, device=device
         )
-        clusters = step.rows.shape[1]
-        splits = _splits(batch, kv_heads, processors)
+        clusters = step.begins.shape[1]
+        splits = _splits(batch * kv_heads, processors)
         # A smaller batch is cut into more parts.
-        parts = max(n * _splits(n, kv_heads, processors) for n in range(1, batch + 1))
+        parts = max(n * _splits(n * kv_heads, processors) for n in range(1, batch + 1))
         heads: dict[str, Any] = {"batch": batch, "query_heads": query_heads, "device": device}
         return cls(
             cluster_size=cluster_size,
             processors=processors,
             fit=fit,
             step=step,
-            scores=Scores.create(kv_heads=kv_heads, clusters=clusters, keys=fit is not None, **heads),
+            scores=Scores.create(
+                kv_heads=kv_heads,
+                clusters=clusters,
+                blocks=step.block_rows.shape[1],
+                keys=fit is not None,
+                **heads,
+            ),
             samples=None if fit is None else Samples.create(clusters=clusters, **heads),
             reads=Reads.create(kv_heads=kv_heads, context=context, **heads),
+            listing=Listing.create(
+                batch=batch,
+                kv_heads=kv_heads,
+                clusters=clusters,
+                programs=_LIST_WAVES * processors,
+                device=device,
+            ),
             partials=Partials.create(
                 rows=2 * query_heads * parts,
-                picked=kv_heads * (batch * clusters + RUN * parts),
                 head_dim=head_dim,
                 splits=splits,
                 readers=splits,
@@ -125,13 +140,20 @@ class DecodeRunner:
 
     def shrink(self, batch: int) -> "DecodeRunner":
         """A runner for fewer requests in the same memory; only one of the two may be in use at a time."""
-        splits = _splits(batch, self.reads.lengths.shape[1], self.processors)
+        kv_heads, clusters = self.scores.sizes.shape[1:]
+        splits = _splits(batch * kv_heads, self.processors)
         return replace(
             self,
             step=_head(self.step, batch),
             scores=_head(self.scores, batch),
             samples=None if self.samples is None else _head(self.samples, batch),
             reads=_head(self.reads, batch),
+            listing=self.listing.shrink(
+                batch=batch,
+                kv_heads=kv_heads,
+                clusters=clusters,
+                programs=_LIST_WAVES * self.processors,
+            ),
             trace=self.trace.head(batch),
             partials=replace(self.partials, splits=splits, readers=splits),
         )
@@ -188,12 +210,12 @@ class DecodeRunner:
                 samplers=self.partials.splits,
             )
             select_by_fit(self.reads, self.samples, self.scores, self.partials, self.step)
+        list_slots(self.reads, self.listing, self.scores, self.step, arena, req_to_token, sinks=sinks)
         attend(
             self.partials,
             self.reads,
-            self.scores,
+            self.listing,
             self.step,
-            arena,
             q,
             k_pool,
             v_pool,
@@ -201,12 +223,13 @@ class DecodeRunner:
             scale=scale,
             sinks=sinks,
         )
-        merge(self.partials, self.trace, q, out)
+        merge(self.partials, self.trace, self.step, q, out)
         return DecodeResult(out, self.reads.lengths, self.reads.selected, None)
 
 
-def _splits(batch: int, kv_heads: int, processors: int) -> int:
-    return max(_LEAST_SPLITS, min(_MOST_SPLITS, _WAVES * processors // (batch * kv_heads)))
+def _splits(pairs: int, processors: int) -> int:
+    """Programs that share what is read for a (request, KV head) pair."""
+    return max(_LEAST_SPLITS, min(_MOST_SPLITS, _WAVES * processors // pairs))
 
 
 def _head(buffers: _Buffers, batch: int) -> _Buffers:

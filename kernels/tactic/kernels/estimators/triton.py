@@ -77,7 +77,7 @@ def sample(
     """
     batch, query_heads, dim = q.shape
     heads = k_pool.shape[1]
-    most = plan.rows.shape[1]
+    most = plan.begins.shape[1]
     _mark[(batch * query_heads, MARKS)](
         scores.keys,
         scores.sizes,

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from tactic.kernels.index.units import clusters_in
 
+BLOCK = 16
+"""Clusters that are scored at once: neighbours in the arena, of one segment."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -21,9 +24,13 @@ class StepPlan:
         clustered: `[B]` int32; positions in them.
         threshold: `[B]` fp32.
         estimator: `[B]` int32; id.
-        rows: `[B, K_max]` int32; each cluster's row in the arena.
-        bases: `[B, K_max]` int32; where its segment's members begin in the arena.
-        begins: `[B, K_max]` int32; first position of its segment.
+        begins: `[B, K_max]` int32; first position of each cluster's segment.
+        blocks: `[B]` int32; blocks of at most `BLOCK` clusters.
+        block_rows: `[B, N_max]` int32; a block's first row in the arena.
+        block_firsts: `[B, N_max]` int32; its first cluster among those of the request.
+        block_sizes: `[B, N_max]` int32; its clusters.
+        block_bases: `[B, N_max]` int32; where its segment's members begin in the arena.
+        block_begins: `[B, N_max]` int32; first position of its segment.
     """
 
     slots: Tensor
@@ -32,9 +39,13 @@ class StepPlan:
     clustered: Tensor
     threshold: Tensor
     estimator: Tensor
-    rows: Tensor
-    bases: Tensor
     begins: Tensor
+    blocks: Tensor
+    block_rows: Tensor
+    block_firsts: Tensor
+    block_sizes: Tensor
+    block_bases: Tensor
+    block_begins: Tensor
 
     @classmethod
     def create(
@@ -42,6 +53,7 @@ class StepPlan:
     ) -> "StepPlan":
         """Room for `batch` requests of at most `context` positions in at most `segments` segments."""
         most = clusters_in(context, cluster_size) + segments  # every segment may round up
+        blocks = most // BLOCK + segments
 
         def int32(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int32, device=device)
@@ -53,7 +65,11 @@ class StepPlan:
             clustered=int32(batch),
             threshold=torch.ones(batch, dtype=torch.float32, device=device),
             estimator=int32(batch),
-            rows=int32(batch, most),
-            bases=int32(batch, most),
             begins=int32(batch, most),
+            blocks=int32(batch),
+            block_rows=int32(batch, blocks),
+            block_firsts=int32(batch, blocks),
+            block_sizes=int32(batch, blocks),
+            block_bases=int32(batch, blocks),
+            block_begins=int32(batch, blocks),
         )

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tactic.kernels.index.options import DecodeOptions
-from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.step import BLOCK, StepPlan
 from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.units import MAX_SEGMENT_TOKENS, UNIT_TOKENS, clusters_in
 
@@ -51,16 +51,22 @@ def plan_step(
         plan.clustered,
         plan.threshold,
         plan.estimator,
-        plan.rows,
-        plan.bases,
         plan.begins,
+        plan.blocks,
+        plan.block_rows,
+        plan.block_firsts,
+        plan.block_sizes,
+        plan.block_bases,
+        plan.block_begins,
         segments,
-        plan.rows.shape[1],
+        plan.begins.shape[1],
+        plan.block_rows.shape[1],
         max(options.min_clustered, options.sinks + 1),
         CLUSTER_SIZE=cluster_size,
         UNIT=UNIT_TOKENS,
         SEGMENTS=triton.next_power_of_2(segments),
         CLUSTERS=clusters_in(MAX_SEGMENT_TOKENS, cluster_size),
+        BLOCK=BLOCK,
         SERVED=sum(1 << identifier for identifier in estimators),
     )
 
@@ -82,16 +88,22 @@ def _plan(
     clustered,
     plan_threshold,
     plan_estimator,
-    rows,
-    bases,
     begins,
+    blocks,
+    block_rows,
+    block_firsts,
+    block_sizes,
+    block_bases,
+    block_begins,
     segments,
     most,
+    most_blocks,
     least_clustered,
     CLUSTER_SIZE: tl.constexpr,
     UNIT: tl.constexpr,
     SEGMENTS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
     SERVED: tl.constexpr,
 ):
     request = tl.program_id(0)
@@ -100,7 +112,8 @@ def _plan(
     used = tl.load(count + slot)
     every = tl.arange(0, SEGMENTS)
     lengths = tl.load(length + slot * segments + every, mask=every < used, other=0)
-    per_segment = (lengths + CLUSTER_SIZE - 1) // CLUSTER_SIZE
+    per_segment = tl.cdiv(lengths, CLUSTER_SIZE)
+    blocks_per_segment = tl.cdiv(per_segment, BLOCK)
     covered = tl.sum(lengths)
     wanted = tl.load(threshold + slot)
     kind = tl.load(estimator + slot)
@@ -113,6 +126,7 @@ def _plan(
         tl.store(seq_lens + request, tl.load(request_lens + request).to(tl.int32))
         tl.store(clusters + request, tl.where(reads_all, 0, tl.sum(per_segment)))
         tl.store(clustered + request, tl.where(reads_all, 0, covered))
+        tl.store(blocks + request, tl.where(reads_all, 0, tl.sum(blocks_per_segment)))
         tl.store(plan_threshold + request, wanted)
         tl.store(plan_estimator + request, kind)
     if (segment < used) & (reads_all == 0):
@@ -123,6 +137,12 @@ def _plan(
         before = tl.sum(tl.where(every < segment, per_segment, 0))
         cluster = tl.arange(0, CLUSTERS)
         at = request * most + before + cluster
-        tl.store(rows + at, first_row + cluster, mask=cluster < own)
-        tl.store(bases + at, tl.zeros_like(cluster) + first_unit * UNIT, mask=cluster < own)
         tl.store(begins + at, tl.zeros_like(cluster) + begin, mask=cluster < own)
+        block = tl.arange(0, CLUSTERS // BLOCK)
+        at = request * most_blocks + tl.sum(tl.where(every < segment, blocks_per_segment, 0)) + block
+        filled = block * BLOCK < own
+        tl.store(block_rows + at, first_row + block * BLOCK, mask=filled)
+        tl.store(block_firsts + at, before + block * BLOCK, mask=filled)
+        tl.store(block_sizes + at, tl.minimum(own - block * BLOCK, BLOCK), mask=filled)
+        tl.store(block_bases + at, tl.zeros_like(block) + first_unit * UNIT, mask=filled)
+        tl.store(block_begins + at, tl.zeros_like(block) + begin, mask=filled)

@@ -1,4 +1,4 @@
-"""What each head reads of a batch, as the kernels leave it; the union is taken where it is attended."""
+"""What each head reads of a batch, as the kernels leave it."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,14 @@ from torch import Tensor
 class Reads:
     """Cuts, counts and lists of what is read.
 
-    A list holds the pool slots of what was selected, without sinks and tail, in an order that may change.
+    A list holds the pool slots of what was selected, without sinks and tail, in the order of clusters.
     Where a KV head reads everything there is none.
 
     Attributes:
         cuts: `[B, Hq]` int32; a query head selects the clusters of this level and of higher ones.
         selected: `[B, Hq]` int32; positions that each query head asked for.
         lengths: `[B, H]` int32; positions read.
-        slots: `[B, H, context]` int32; lists of pool slots; the first places, as many as there are sinks and
-            tail, stay free.
+        slots: `[B, H, context]` int32; lists of pool slots.
     """
 
     cuts: Tensor

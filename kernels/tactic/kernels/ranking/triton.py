@@ -10,15 +10,17 @@ from torch import Tensor
 
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index.arena import LayerArena
-from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.step import BLOCK, StepPlan
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.levels_triton import level_of
 from tactic.kernels.sparse_decode.partials import precision
 
-BLOCK = 64  # clusters that a program scores at once
-_WARPS = 4
+_WARPS = 1  # a stream of blocks of its own, without barriers
+_REGISTERS = 128  # so that 16 programs run at once on a multiprocessor
 _LEAST_MEMBERS = 8  # columns of the smallest matrix product
+_CROWDED = 8192  # clusters from which counting in one place is slowed by their number
+_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,12 @@ class Scores:
     """What a layer knows of its clusters; entries beyond a request's clusters are undefined.
 
     Attributes:
-        levels: `[B, Hq, K_max]` int16; what clusters are ordered by, see `levels_of`.
-        tally: `[B, Hq, LEVELS]` int32; members of the clusters of each level. Zero between two layers: scores
-            add to it, and who reads it last clears it.
+        levels: `[B, H, K_max, Hq / H]` int16; what clusters are ordered by, see `levels_of`.
+        tally: `[B, Hq, copies, LEVELS]` int32; members of the clusters of each level, once added up. Zero
+            between two layers: scores add to it, and who reads it last clears it.
         references: `[B, Hq]` fp32; score from which levels count.
         keys: `[B, Hq, K_max]` fp32; the scores themselves, for `fit`, else `[B, Hq, 0]`.
-        spreads: `[B, H, K_max / 64]` fp32; squared distances to centroids, summed over 64 clusters' members.
+        spreads: `[B, H, N_max]` fp32; squared distances to centroids, summed over a block's members.
         variances: `[B, Hq]` fp32; variance of the logits for a mean squared distance of 1.
         sizes: `[B, H, K_max]` int32; members, sinks left out.
         firsts: `[B, H, K_max]` int32; first of them, in its head's row of the arena's members.
@@ -54,18 +56,18 @@ class Scores:
         query_heads: int,
         kv_heads: int,
         clusters: int,
+        blocks: int,
         keys: bool,
         device: torch.device | str,
     ) -> "Scores":
-        """Room for `batch` requests of at most `clusters` clusters; `keys`: for `fit`, too."""
-        blocks = triton.cdiv(clusters, BLOCK)
+        """Room for `batch` requests of at most so many clusters and blocks; `keys`: for `fit`, too."""
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(batch, *shape, dtype=dtype, device=device)
 
         return cls(
-            levels=zeros(torch.int16, query_heads, clusters),
-            tally=zeros(torch.int32, query_heads, LEVELS),
+            levels=zeros(torch.int16, kv_heads, clusters, query_heads // kv_heads),
+            tally=zeros(torch.int32, query_heads, 1 if clusters < _CROWDED else _COPIES, LEVELS),
             references=zeros(torch.float32, query_heads),
             keys=zeros(torch.float32, query_heads, clusters if keys else 0),
             spreads=zeros(torch.float32, kv_heads, blocks),
@@ -98,7 +100,7 @@ def score(
     """
     batch, _, dim = q.shape
     heads, arena_clusters = arena.spread.shape
-    most, blocks = scores.levels.shape[2], scores.spreads.shape[2]
+    most, blocks = scores.sizes.shape[2], scores.spreads.shape[2]
     scorers = min(scorers, blocks)
     _score[(batch * heads, scorers)](
         q,
@@ -107,11 +109,13 @@ def score(
         arena.sizes,
         arena.starts,
         arena.members,
-        plan.clusters,
         plan.estimator,
-        plan.rows,
-        plan.bases,
-        plan.begins,
+        plan.blocks,
+        plan.block_rows,
+        plan.block_firsts,
+        plan.block_sizes,
+        plan.block_bases,
+        plan.block_begins,
         scores.levels,
         scores.tally,
         scores.references,
@@ -129,8 +133,10 @@ def score(
         arena.members.shape[1],
         SINKS=sinks,
         CLUSTERS=BLOCK,
+        WHOLE=arena.clusters_per_unit % BLOCK == 0,
         SCORERS=scorers,
         KEYS=scores.keys.shape[2] > 0,
+        COPIES=scores.tally.shape[2],
         LEVELS=LEVELS,
         FIT=estimator_id("fit"),
         GROUP=q.shape[1] // heads,
@@ -138,6 +144,7 @@ def score(
         D=max(16, triton.next_power_of_2(dim)),
         PRECISION=precision(q),
         num_warps=_WARPS,
+        maxnreg=_REGISTERS,
         **overlap(q.device),
     )
 
@@ -145,7 +152,6 @@ def score(
 @triton.jit
 def _load_block(
     block,
-    request,
     head,
     centroids,
     spread,
@@ -153,29 +159,27 @@ def _load_block(
     arena_starts,
     rows,
     bases,
-    begins,
     dim,
-    most,
     arena_clusters,
     CLUSTERS: tl.constexpr,
+    WHOLE: tl.constexpr,
     D: tl.constexpr,
 ):
-    """What a block's clusters are; beyond a request's last one that of some other cluster."""
-    cluster = block * CLUSTERS + tl.arange(0, CLUSTERS)
-    at = request * most + cluster
-    inside = cluster < most
-    row = head * arena_clusters + tl.load(rows + at, mask=inside, other=0)
+    """What a block's clusters are; beyond its last one that of some other cluster."""
+    origin = head * arena_clusters + tl.load(rows + block)
+    own = tl.arange(0, CLUSTERS)
+    if not WHOLE:
+        own = tl.minimum(own, (head + 1) * arena_clusters - 1 - origin).to(tl.int32)
     d = tl.arange(0, D)
-    centroid = tl.load(centroids + row[:, None] * dim + d[None, :], mask=(d < dim)[None, :], other=0.0)
-    first = tl.load(bases + at, mask=inside, other=0) + tl.load(arena_starts + row)
-    begin = tl.load(begins + at, mask=inside, other=0)
-    return centroid, tl.load(spread + row), tl.load(arena_sizes + row), first, begin
+    at = centroids + origin * dim + (own[:, None] * dim + d[None, :])
+    centroid = tl.load(at, mask=(d < dim)[None, :], other=0.0)
+    first = tl.load(bases + block) + tl.load(arena_starts + origin + own)
+    return centroid, tl.load(spread + origin + own), tl.load(arena_sizes + origin + own), first
 
 
 @triton.jit
 def _score_block(
     block,
-    count,
     pair,
     head,
     query,
@@ -187,7 +191,9 @@ def _score_block(
     spread,
     size,
     first,
-    begin,
+    block_firsts,
+    block_sizes,
+    block_begins,
     members,
     levels,
     tally,
@@ -203,21 +209,23 @@ def _score_block(
     MEMBERS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     KEYS: tl.constexpr,
+    COPIES: tl.constexpr,
     LEVELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    cluster = block * CLUSTERS + tl.arange(0, CLUSTERS)
-    inside = cluster < count
+    own = tl.arange(0, CLUSTERS)
+    inside = own < tl.load(block_sizes + block)
     size = tl.where(inside, size, 0)
-    if tl.min(tl.where(inside, begin, SINKS)) < SINKS:  # sinks are the first members of their clusters
+    begin = tl.load(block_begins + block)
+    if begin < SINKS:  # sinks are the first members of their clusters
         leading = tl.zeros((CLUSTERS,), tl.int32)
         for i in range(SINKS):
-            candidate = inside & (begin < SINKS) & (i < size)
+            candidate = inside & (i < size)
             position = tl.load(members + head * arena_members + first + i, mask=candidate, other=0)
             leading += (candidate & (begin + position.to(tl.int32) < SINKS)).to(tl.int32)
         first += leading
         size -= leading
-    at = pair.to(tl.int64) * most + cluster
+    at = pair.to(tl.int64) * most + tl.load(block_firsts + block) + own
     tl.store(sizes + at, size, mask=inside)
     tl.store(firsts + at, first, mask=inside)
 
@@ -227,15 +235,16 @@ def _score_block(
     key = logit + tl.where(by_centroid, 0.0, spread[:, None] * (variance / 2)[None, :])
     level = level_of(tl.where(filled[:, None], key - reference[None, :], 0.0))
     member = tl.arange(0, MEMBERS)
-    row = (pair * GROUP + member).to(tl.int64)[None, :]
     mine = (member < GROUP)[None, :]
-    at_row = row * most + cluster[:, None]
-    tl.store(levels + at_row, level.to(tl.int16), mask=mine & inside[:, None])
+    tl.store(levels + at[:, None] * GROUP + member[None, :], level.to(tl.int16), mask=mine & inside[:, None])
+    row = (pair * GROUP + member).to(tl.int64)[None, :]
     amount = tl.zeros_like(level) + size[:, None]
-    tl.atomic_add(tally + row * LEVELS + level, amount, mask=mine & filled[:, None], sem="relaxed")
+    count = tally + (row * COPIES + block % COPIES) * LEVELS + level
+    tl.atomic_add(count, amount, mask=mine & filled[:, None], sem="relaxed")
     if KEYS:
         key = tl.where(filled[:, None], key, -float("inf"))
-        tl.store(keys + at_row, key, mask=mine & inside[:, None])
+        cluster = tl.load(block_firsts + block) + own
+        tl.store(keys + row * most + cluster[:, None], key, mask=mine & inside[:, None])
 
     tl.store(spreads + pair * blocks + block, tl.sum(tl.where(filled, size * spread, 0.0)))
 
@@ -248,11 +257,13 @@ def _score(
     arena_sizes,
     arena_starts,
     members,
-    clusters,
     estimator,
-    rows,
-    bases,
-    begins,
+    request_blocks,
+    block_rows,
+    block_firsts,
+    block_sizes,
+    block_bases,
+    block_begins,
     levels,
     tally,
     references,
@@ -263,7 +274,7 @@ def _score(
     firsts,
     scale,
     heads,
-    dim,
+    dim: tl.constexpr,
     most,
     blocks,
     arena_clusters,
@@ -273,8 +284,10 @@ def _score(
     MEMBERS: tl.constexpr,
     D: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    WHOLE: tl.constexpr,
     SCORERS: tl.constexpr,
     KEYS: tl.constexpr,
+    COPIES: tl.constexpr,
     LEVELS: tl.constexpr,
     FIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -285,14 +298,19 @@ def _score(
     block = tl.program_id(1)
     request = pair // heads
     head = (pair % heads).to(tl.int64)
-    count = tl.load(clusters + request)
-    if block * CLUSTERS < count:
-        centroid, block_spread, size, first, begin = _load_block(
-            block, request, head, centroids, spread, arena_sizes, arena_starts, rows, bases, begins,
-            dim, most, arena_clusters, CLUSTERS, D,
+    count = tl.load(request_blocks + request)
+    block_rows += request * blocks
+    block_firsts += request * blocks
+    block_sizes += request * blocks
+    block_bases += request * blocks
+    block_begins += request * blocks
+    if block < count:
+        centroid, block_spread, size, first = _load_block(
+            block, head, centroids, spread, arena_sizes, arena_starts, block_rows, block_bases,
+            dim, arena_clusters, CLUSTERS, WHOLE, D,
         )  # fmt: skip
         d = tl.arange(0, D)
-        origin = (head * arena_clusters + tl.load(rows + request * most)) * dim + d
+        origin = (head * arena_clusters + tl.load(block_rows)) * dim + d
         origin = tl.load(centroids + origin, mask=d < dim, other=0.0).to(tl.float32)
         member = tl.arange(0, MEMBERS)
         mine = member < GROUP
@@ -306,17 +324,18 @@ def _score(
             tl.store(references + pair * GROUP + member, reference, mask=mine)
         query = tl.trans(query)
         by_centroid = tl.load(estimator + request) == FIT
-        while block * CLUSTERS < count:
+        while block < count:
+            # The next block's are on their way while this one is scored; the last one's are fetched again.
+            coming = _load_block(
+                tl.minimum(block + SCORERS, count - 1), head, centroids, spread, arena_sizes, arena_starts,
+                block_rows, block_bases, dim, arena_clusters, CLUSTERS, WHOLE, D,
+            )  # fmt: skip
             _score_block(
-                block, count, pair, head, query, variance, reference, by_centroid, scale,
-                centroid, block_spread, size, first, begin, members,
+                block, pair, head, query, variance, reference, by_centroid, scale,
+                centroid, block_spread, size, first, block_firsts, block_sizes, block_begins, members,
                 levels, tally, keys, spreads, sizes, firsts, most, blocks, arena_members,
-                SINKS, GROUP, MEMBERS, CLUSTERS, KEYS, LEVELS, PRECISION,
+                SINKS, GROUP, MEMBERS, CLUSTERS, KEYS, COPIES, LEVELS, PRECISION,
             )  # fmt: skip
             block += SCORERS
-            if block * CLUSTERS < count:
-                centroid, block_spread, size, first, begin = _load_block(
-                    block, request, head, centroids, spread, arena_sizes, arena_starts, rows, bases, begins,
-                    dim, most, arena_clusters, CLUSTERS, D,
-                )  # fmt: skip
+            centroid, block_spread, size, first = coming
     wait_for_previous(OVERLAP)  # so that whatever waits for this kernel waits for the one before it, too

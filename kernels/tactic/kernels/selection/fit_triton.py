@@ -175,7 +175,8 @@ def _select_by_fit(
     tokens = 0
     for first in range(0, count, CLUSTERS):
         cluster = first + tl.arange(0, CLUSTERS)
-        own = tl.load(levels + row.to(tl.int64) * most + cluster, mask=cluster < count, other=-1)
+        at = (pair.to(tl.int64) * most + cluster) * (query_heads // heads) + row % (query_heads // heads)
+        own = tl.load(levels + at, mask=cluster < count, other=-1)
         tokens += tl.sum(tl.where(own >= level, tl.load(sizes + cluster, mask=cluster < count, other=0), 0))
     tl.store(cuts + row, level)
     tl.store(selected + row, tl.load(selected + row) + tokens)

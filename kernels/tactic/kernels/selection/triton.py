@@ -14,7 +14,7 @@ from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
 from tactic.kernels.ranking.levels_triton import middle_of
-from tactic.kernels.ranking.triton import BLOCK, Scores
+from tactic.kernels.ranking.triton import Scores
 from tactic.kernels.sparse_decode.partials import Partials
 
 _WARPS = 8
@@ -40,7 +40,7 @@ def select(reads: Reads, scores: Scores, partials: Partials, plan: StepPlan, *, 
         scores.spreads,
         scores.variances,
         partials.lse,
-        plan.clusters,
+        plan.blocks,
         plan.clustered,
         plan.seq_lens,
         plan.threshold,
@@ -55,8 +55,8 @@ def select(reads: Reads, scores: Scores, partials: Partials, plan: StepPlan, *, 
         scores.spreads.shape[1],
         blocks,
         SINKS=sinks,
+        COPIES=scores.tally.shape[2],
         LEVELS=LEVELS,
-        BLOCK=BLOCK,
         BLOCKS=triton.next_power_of_2(blocks),
         SPLITS=partials.splits,
         READERS=partials.readers,
@@ -83,7 +83,7 @@ def _select(
     spreads,
     variances,
     partial_lse,
-    clusters,
+    request_blocks,
     clustered,
     seq_lens,
     threshold,
@@ -98,8 +98,8 @@ def _select(
     heads,
     blocks,
     SINKS: tl.constexpr,
+    COPIES: tl.constexpr,
     LEVELS: tl.constexpr,
-    BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     SPLITS: tl.constexpr,
     READERS: tl.constexpr,
@@ -111,7 +111,7 @@ def _select(
     row = tl.program_id(0)
     request = row // query_heads
     pair = row // (query_heads // heads)
-    count = tl.load(clusters + request)
+    count = tl.load(request_blocks + request)
     kind = tl.load(estimator + request)
     wanted = tl.load(threshold + request)
     length = tl.load(clustered + request)
@@ -121,10 +121,13 @@ def _select(
     if (count == 0) | (kind == FIT):
         return
     level = tl.arange(0, LEVELS)
-    tokens = tl.load(tally + row.to(tl.int64) * LEVELS + level)
+    tally += row.to(tl.int64) * (COPIES * LEVELS)
+    tokens = tl.load(tally + level)
+    for copy in tl.static_range(1, COPIES):
+        tokens += tl.load(tally + copy * LEVELS + level)
     parts = load_always(partial_lse, row, SPLITS, READERS, READERS_PADDED) - tl.load(references + row)
     block = tl.arange(0, BLOCKS)
-    spread = tl.load(spreads + pair.to(tl.int64) * blocks + block, mask=block * BLOCK < count, other=0.0)
+    spread = tl.load(spreads + pair.to(tl.int64) * blocks + block, mask=block < count, other=0.0)
     top = middle_of(tl.max(tl.where(tokens > 0, level, 0)))
     weight = tokens * tl.exp2(tl.minimum(middle_of(level) - top, 0.0) * _LOG2_E)  # none above the top
     total = tl.sum(weight) + tl.sum(tl.exp2(tl.minimum((parts - top) * _LOG2_E, _MOST)))

@@ -84,7 +84,7 @@ def _attend_always(
     selected,
     scale,
     heads,
-    dim,
+    dim: tl.constexpr,
     context,
     SINKS: tl.constexpr,
     GROUP: tl.constexpr,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tactic.kernels.index.step import StepPlan
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.sparse_decode.partials import Partials
 from tactic.kernels.sparse_decode.trace import Trace
@@ -12,17 +13,17 @@ from tactic.kernels.sparse_decode.trace import Trace
 _WARPS = 4
 
 
-def merge(partials: Partials, trace: Trace, q: Tensor, out: Tensor) -> None:
+def merge(partials: Partials, trace: Trace, plan: StepPlan, q: Tensor, out: Tensor) -> None:
     """Merges by log-sum-exp.
 
     Args:
-        partials: all filled.
+        partials: filled; below `partials.splits` where a request has clusters.
         trace: filled.
+        plan: of this step.
         q: `[B, Hq, d]`, contiguous.
         out: `[B, Hq, d]`, filled; 0 where nothing was read.
     """
     batch, query_heads, dim = out.shape
-    parts = partials.splits + partials.readers
     _merge[(batch * query_heads,)](
         partials.out,
         partials.lse,
@@ -30,9 +31,12 @@ def merge(partials: Partials, trace: Trace, q: Tensor, out: Tensor) -> None:
         out,
         trace.queries,
         trace.lse,
-        parts,
+        plan.clusters,
+        query_heads,
         dim,
-        PARTS=triton.next_power_of_2(parts),
+        SPLITS=partials.splits,
+        READERS=partials.readers,
+        PARTS=triton.next_power_of_2(partials.splits + partials.readers),
         D=triton.next_power_of_2(dim),
         num_warps=_WARPS,
         **overlap(out.device),
@@ -47,8 +51,11 @@ def _merge(
     out,
     queries,
     lse,
-    parts,
-    dim,
+    clusters,
+    query_heads,
+    dim: tl.constexpr,
+    SPLITS: tl.constexpr,
+    READERS: tl.constexpr,
     PARTS: tl.constexpr,
     D: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -58,16 +65,18 @@ def _merge(
     d = tl.arange(0, D)
     query = tl.load(q + row * dim + d, mask=d < dim)
     tl.store(queries + row * dim + d, query.to(queries.dtype.element_ty), mask=d < dim)
+    first = tl.where(tl.load(clusters + row // query_heads) > 0, 0, SPLITS)
+    known = (part >= first) & (part < SPLITS + READERS)
+    at = row * (SPLITS + READERS) + part
     wait_for_previous(OVERLAP)
     start_next(OVERLAP)
-    at = row * parts + part
-    log = tl.load(parts_lse + at, mask=part < parts, other=-float("inf"))
+    log = tl.load(parts_lse + at, mask=known, other=-float("inf"))
     peak = tl.max(log)
     peak = tl.where(peak == -float("inf"), 0.0, peak)
     share = tl.exp(log - peak)
     weight = tl.sum(share)
-    known = (part < parts)[:, None] & (d < dim)[None, :]
-    values = tl.load(parts_out + at[:, None] * dim + d[None, :], mask=known, other=0.0)
+    inside = known[:, None] & (d < dim)[None, :]
+    values = tl.load(parts_out + at[:, None] * dim + d[None, :], mask=inside, other=0.0)
     # Parts that nothing was read for are undefined; loading them too saves waiting for their weights.
     values = tl.where((log > -float("inf"))[:, None], values, 0.0)
     total = tl.sum(values * share[:, None], axis=0) / tl.where(weight > 0, weight, 1.0)

@@ -18,19 +18,17 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 @dataclass(frozen=True)
 class Partials:
-    """Attention of each query head over parts of what it reads: parts of clusters, then of sinks and tail.
+    """Attention of each query head over parts of what it reads: of what was listed, then of sinks and tail.
 
     Attributes:
         out: `[≥ B * Hq * (splits + readers), d]` fp32; undefined where `lse` is -inf.
         lse: `[≥ B * Hq * (splits + readers)]` fp32; log of the part's weight.
-        picked: `[≥ B * H * splits * 4 * clusters of a program]` int32; what a program notes of its clusters.
-        splits: parts of the clusters.
+        splits: parts of what was listed.
         readers: parts of sinks and tail, or of everything where there are no clusters.
     """
 
     out: Tensor
     lse: Tensor
-    picked: Tensor
     splits: int
     readers: int
 
@@ -39,17 +37,15 @@ class Partials:
         cls,
         *,
         rows: int,
-        picked: int,
         head_dim: int,
         splits: int,
         readers: int,
         device: torch.device | str,
     ) -> "Partials":
-        """Room for `rows` parts of query heads, and for the notes on `picked` clusters."""
+        """Room for `rows` parts of query heads."""
         return cls(
             out=torch.zeros(rows, head_dim, dtype=torch.float32, device=device),
             lse=torch.zeros(rows, dtype=torch.float32, device=device),
-            picked=torch.zeros(4 * picked, dtype=torch.int32, device=device),
             splits=splits,
             readers=readers,
         )

@@ -15,7 +15,9 @@ from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Evidence, estimator_id, position_logits
 from tactic.kernels.estimators.fit import curve_mass, fit_curve
 from tactic.kernels.index import DecodeOptions
+from tactic.kernels.index_map import triton as listing
 from tactic.kernels.ranking import rank
+from tactic.kernels.ranking import triton as scoring
 from tactic.kernels.sparse_decode import sparse_decode
 from tactic.kernels.sparse_decode import triton as sparse
 
@@ -91,9 +93,11 @@ def test_the_guarded_estimate_selects_what_its_definition_does(make_scene: Maker
 @pytest.mark.parametrize(
     ("module", "constant", "value"),
     [
-        (sparse, "_MOST_CLUSTERS", 8),
-        (sparse, "_PICKED", 2),
-        (sparse, "_MEMBERS", 16),
+        (listing, "_RUN", 64),
+        (listing, "_PICKED", 2),
+        (listing, "_TOKENS", 16),
+        (sparse, "_TOKENS", 16),
+        (scoring, "_CROWDED", 1),
         (decode_runner, "_LEAST_SPLITS", 3),
         (decode_runner, "_SCORE_WAVES", 0),
     ],
@@ -106,7 +110,7 @@ def test_cuts_of_the_work_do_not_change_the_result(
     constant: str,
     value: int,
 ) -> None:
-    """Clusters looked through and listed piece by piece, more of them in a program, uneven parts."""
+    """More clusters in a program, sought and listed piece by piece, counts in copies, uneven parts."""
     scene = make_scene([([700, 900], 30), ([1200], 1)], cluster_size=16, seed=3)
     options = scene.options(threshold=0.7, estimator=estimator_id("guarded"))
     expected, expected_out, expected_lse = run(scene, options, device)
@@ -144,7 +148,7 @@ def test_levels_are_those_of_the_ranking(
     index = scene.index(0, 20)
     ranking = rank(scene.q[0] * scene.scale, index, by_weight=by_weight)
     count = index.sizes.shape[1]
-    levels = runner.scores.levels[0, :, :count].cpu().long()
+    levels = runner.scores.levels[0, :, :count].mT.flatten(0, 1).cpu().long()
     filled = index.sizes.repeat_interleave(ranking.group, 0) > 0
     expected = torch.zeros_like(levels).scatter_(1, ranking.order, ranking.levels)
     apart = (levels - expected)[filled].abs()

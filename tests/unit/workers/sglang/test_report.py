@@ -21,6 +21,17 @@ def test_a_request_that_never_decoded_has_read_nothing() -> None:
     assert RequestMonitor("a" * 32).report(0, torch.zeros(2)).read_share_per_layer == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4]), (3, [3])])
+def test_one_step_in_so_many_is_measured(every: int, expected: list[int]) -> None:
+    monitor = RequestMonitor("a" * 32, measured_every=every)
+    measured = []
+    for step in range(1, 5):
+        monitor.step(100 + step, 1, dense=False)
+        if monitor.measured:
+            measured.append(step)
+    assert measured == expected
+
+
 @pytest.mark.parametrize("steps", [1, 40])
 def test_share_quantile_of_any_number_of_values(steps: int) -> None:
     monitor = RequestMonitor("a" * 32)

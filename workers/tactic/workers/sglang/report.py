@@ -17,9 +17,11 @@ class RequestMonitor:
 
     Attributes:
         request_id: the engine's id.
+        measured_every: decode steps from one whose attention share is measured to the next; 0 measures none.
     """
 
     request_id: str
+    measured_every: int = 0
     decode_steps: int = 0
     dense_steps: int = 0
     context_length: int = 0
@@ -37,6 +39,11 @@ class RequestMonitor:
         self.context_length = context_length
         if not self.versions or self.versions[-1] != version:
             self.versions.append(version)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the attention share of the present step is measured."""
+        return self.measured_every > 0 and self.decode_steps % self.measured_every == 0
 
     def report(self, rank: int, read_shares: torch.Tensor) -> RequestReport:
         """The final word on the request; `read_shares` [L] are the sums over its steps."""

@@ -99,7 +99,6 @@ class TacticRuntime:
             runner, self.store.arenas, self.store.table, self.options, estimator=index.estimator
         )
         self._read = torch.zeros(rows, self.pool.layer_num, device=device)
-        self._measured: dict[int, bool] = {}
         self._selective: dict[int, bool] = {}
         self._drift = DriftMonitor()
         self._failures_logged = 0
@@ -234,11 +233,11 @@ class TacticRuntime:
         wanted = [
             Measured(row, slot, length)
             for row, (slot, length) in enumerate(zip(step.slots, step.lengths, strict=True))
-            if self._measured[slot] or self._drift.wants(slot)
+            if self._monitors[slot].measured or self._drift.wants(slot)
         ]
         shares = self.attention.shares(step.padded or len(step.slots), wanted)
         for (_, slot, _), share in zip(wanted, shares.unbind(1), strict=True):
-            if self._measured[slot] and slot in self._monitors:
+            if self._monitors[slot].measured:
                 self._monitors[slot].shares.append(share.flatten())
             if self._drift.wants(slot):
                 self._drift.measured(slot, float(share.mean()))
@@ -283,7 +282,7 @@ class TacticRuntime:
             refreshing = self.refresher.step(slot, row, length - 1)
             if refreshing and self._selective[slot] and not dense:
                 self._drift.asked(slot)
-        self._step.measure |= not dense and (self._measured[slot] or self._drift.wants(slot))
+        self._step.measure |= not dense and (monitor.measured or self._drift.wants(slot))
 
     def _set_options(self, slot: int, req: Any) -> None:
         options = self._request_options(req)
@@ -291,7 +290,8 @@ class TacticRuntime:
         self.options.threshold[slot] = options.get("threshold", index.threshold)
         self.options.estimator[slot] = estimator_id(options.get("estimator", index.estimator))
         self.options.dense[slot] = self._wants_dense(req)
-        self._measured[slot] = bool(options.get("measure"))
+        # True, or how many steps from one that is measured to the next.
+        self._monitors[slot].measured_every = int(options.get("measure", False))
         self._selective[slot] = options.get("threshold", index.threshold) < 1
 
     def _wants_dense(self, req: Any) -> bool:

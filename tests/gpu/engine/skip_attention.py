@@ -6,14 +6,11 @@ what they are; what a decode step costs depends on their arrangement, not on wha
 as a plug-in in the processes that are started inside `attention_skipped`.
 """
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from plugins import plugged_in
 
 BACKENDS = (
     "flashinfer_backend.FlashInferAttnBackend.forward_extend",
@@ -21,25 +18,9 @@ BACKENDS = (
 )
 
 
-@contextmanager
-def attention_skipped() -> Iterator[None]:
+def attention_skipped() -> AbstractContextManager[None]:
     """Engines that are started inside prefill without attention."""
-    before = os.environ.get("PYTHONPATH")
-    with tempfile.TemporaryDirectory(prefix="tactic-plugin-") as folder:
-        about = Path(folder, "skip_attention-0.dist-info")
-        about.mkdir()
-        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: skip-attention\nVersion: 0\n")
-        entry = "[sglang.srt.plugins]\nskip_attention = skip_attention:register\n"
-        (about / "entry_points.txt").write_text(entry)
-        paths = [folder, str(Path(__file__).parent), *([before] if before else [])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
+    return plugged_in("skip_attention")
 
 
 def register() -> None:
