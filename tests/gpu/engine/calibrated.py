@@ -1,4 +1,4 @@
-"""Structured weights that wait on the host for an engine, and shapes with fewer layers."""
+"""Structured weights that wait on the host for an engine, and shapes with fewer layers, as memory allows."""
 
 import json
 import statistics
@@ -10,6 +10,28 @@ import torch
 from engines import SHAPES, Engine
 from structured import ModelShape, Weights
 from structured import prompt as structured_prompt
+
+STATIC = 0.86
+"""Share of a GPU's memory for weights, KV cache and index."""
+AROUND = 3e9
+"""Bytes of it for what is counted neither as a layer's nor as the vocabulary's."""
+INDEX = 1.03
+"""KV cache and index, over the KV cache."""
+
+
+def layers_that_fit(model: str, tokens: int, *, gpus: int = 1) -> int:
+    """Layers of a shape for which so many GPUs have memory, with a bf16 KV cache of so many tokens."""
+    config = SHAPES[model]
+    layers = int(config["num_hidden_layers"])
+    if not torch.cuda.is_available():
+        return layers
+    hidden, dim = config["hidden_size"], config["head_dim"]
+    kv = config["num_key_value_heads"] * dim
+    attention = hidden * (2 * config["num_attention_heads"] * dim + 2 * kv)
+    layer = attention + 3 * hidden * config["intermediate_size"] + 2 * kv * tokens * INDEX
+    ends = 2 * config["vocab_size"] * hidden
+    budget = STATIC * torch.cuda.mem_get_info()[1] - AROUND
+    return min(layers, int((budget * gpus / 2 - ends) / layer))
 
 
 def shaped(model: str, layers: int) -> dict[str, Any]:

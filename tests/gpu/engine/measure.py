@@ -28,7 +28,7 @@ from engines import SHAPES, Engine, device_name, prepare_environment, random_pro
 from skip_attention import attention_skipped
 from structured import ModelShape, Weights
 from structured import prompt as structured_prompt
-from timing import quantiles, reads, step_times
+from timing import decoded, quantiles, reads, step_times
 
 from tactic.workers.config import IndexConfig
 from tactic.workers.refresh.messages import RequestReport
@@ -98,7 +98,7 @@ def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any
                 # Of the prompt that no batch before had.
                 "prefill_s": prefills[-1],
                 **quantiles(times),
-                **reads(_reports(engine, batch)),
+                **reads(decoded(engine, batch)),
             }
             print(backend, batch, result[f"batch_{batch}"], flush=True)
         result["second_turn"] = _second_turn(engine, prompt, arguments, tactic)
@@ -145,14 +145,6 @@ def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dic
     if device == "cuda":
         torch.cuda.empty_cache()
     return lambda seed: structured_prompt(length, seed, shape), about
-
-
-def _reports(engine: Engine, batch: int) -> list[RequestReport]:
-    """Of the requests of a batch that decoded; none from a dense backend."""
-    messages = engine.messages(1.0)
-    return [
-        message for message in messages if isinstance(message, RequestReport) and message.decode_steps > 1
-    ][-batch:]
 
 
 def _table(results: dict[str, Any], arguments: argparse.Namespace) -> str:

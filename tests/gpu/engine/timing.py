@@ -44,6 +44,16 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
     }
 
 
+def decoded(engine: Engine, batch: int) -> list[RequestReport]:
+    """Reports of the requests of a batch that has decoded, by one rank; none from a dense backend."""
+    reports = [
+        message
+        for message in engine.messages(1.0)
+        if isinstance(message, RequestReport) and message.decode_steps > 1
+    ]
+    return [report for report in reports if report.rank == reports[0].rank][-batch:]
+
+
 def reads(reports: Sequence[RequestReport]) -> dict[str, Any]:
     """Shares of the positions that were read by requests that decoded; empty from a dense backend."""
     if not reports:

@@ -79,17 +79,19 @@ class Actor:
 
 
 class Crew:
-    """Does jobs one after the other, without being waited for, by an actor that may be killed at any time.
+    """Does jobs one after the other, without being waited for, by an actor that may be killed at one.
 
     Args:
         config: of its actors.
     """
 
     def __init__(self, config: RefreshConfig) -> None:
-        self.done = 0
+        self.kills = 0
         self._config = config
         self._actor = Actor(config)
-        self._done_before = 0
+        # Jobs of the present actor, which does one at least.
+        self._done = 0
+        self._doomed = False
         self._waiting: deque[RefreshJob] = deque()
         self._under_way: RefreshJob | None = None
         self._replies: list[RefreshReply] = []
@@ -105,10 +107,9 @@ class Crew:
         """Whether there is a job that has not ended."""
         return self._under_way is not None
 
-    @property
-    def mortal(self) -> bool:
-        """Whether the actor is at a job, and has done one since it was started."""
-        return self.busy and self.done > self._done_before
+    def doom(self) -> None:
+        """Has the actor killed at the next job but its first, and another one started."""
+        self._doomed = True
 
     def take(self, job: RefreshJob) -> None:
         """Queues a job, or refuses it, as a deployment does."""
@@ -120,22 +121,22 @@ class Crew:
 
     def replies(self) -> list[RefreshReply]:
         """Of the jobs that have ended since the last call."""
-        if self._under_way is not None and self._actor.answered:
-            self._replies.append(self._actor.answer()[0])
-            self.done += 1
-            self._under_way = None
+        if self._under_way is not None:
+            if self._actor.answered:
+                self._end(self._actor.answer()[0])
+                self._done += 1
+            elif self._doomed and self._done:
+                self._actor.kill()
+                self._actor, self._done, self._doomed = Actor(self._config), 0, False
+                self.kills += 1
+                self._end(RefreshReply(self._under_way.job_id, error="actor_died"))
             self._next()
         replies, self._replies = self._replies, []
         return replies
 
-    def kill(self) -> None:
-        """Kills the actor at its job, which has ended then, and starts another one."""
-        if self._under_way is not None:
-            self._actor.kill()
-            self._replies.append(RefreshReply(self._under_way.job_id, error="actor_died"))
-            self._under_way = None
-        self._actor, self._done_before = Actor(self._config), self.done
-        self._next()
+    def _end(self, reply: RefreshReply) -> None:
+        self._replies.append(reply)
+        self._under_way = None
 
     def _next(self) -> None:
         if self._under_way is None and self._waiting:

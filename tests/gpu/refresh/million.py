@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).parent))
 from apparatus import Actor, Line, refreshing
-from calibrated import Calibrated, shaped
+from calibrated import STATIC, Calibrated, layers_that_fit, shaped
 from dense_switch import switchable, use_dense_attention
 from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
 from skip_attention import attention_skipped
@@ -38,12 +38,6 @@ from tactic.workers.config import IndexConfig, RefreshConfig
 SHORT = 64
 """Tokens of a prompt whose attention costs next to nothing."""
 CHUNK = 16_384
-STATIC = 0.86
-"""Share of the GPU's memory for weights, KV cache and index."""
-AROUND = 3e9
-"""Bytes of it for what is counted neither as a layer's nor as the vocabulary's."""
-INDEX = 1.03
-"""KV cache and index, over the KV cache."""
 TACTIC = {"threshold": 0.9}
 
 
@@ -93,21 +87,6 @@ def room(arguments: argparse.Namespace) -> int:
     """
     grown = arguments.message + arguments.tokens + 2 * arguments.steps
     return int(arguments.context + grown + 2048 + IndexConfig().segment_size)
-
-
-def layers_that_fit(model: str, tokens: int) -> int:
-    """Layers of a shape for which the GPU has memory, with a bf16 KV cache of so many tokens."""
-    config = SHAPES[model]
-    layers = int(config["num_hidden_layers"])
-    if not torch.cuda.is_available():
-        return layers
-    hidden, dim = config["hidden_size"], config["head_dim"]
-    kv = config["num_key_value_heads"] * dim
-    attention = hidden * (2 * config["num_attention_heads"] * dim + 2 * kv)
-    layer = attention + 3 * hidden * config["intermediate_size"] + 2 * kv * tokens * INDEX
-    ends = 2 * config["vocab_size"] * hidden
-    budget = STATIC * torch.cuda.mem_get_info()[1] - AROUND
-    return min(layers, int((budget / 2 - ends) / layer))
 
 
 def stages(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

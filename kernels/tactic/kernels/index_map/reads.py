@@ -10,7 +10,7 @@ from torch import Tensor
 class Reads:
     """Cuts, counts and lists of what is read.
 
-    A list holds the pool slots of what was selected, without sinks and tail, in the order of clusters.
+    A list holds the pool slots of what was selected, without sinks and tail, in runs of clusters.
     Where a KV head reads everything there is none.
 
     Attributes:

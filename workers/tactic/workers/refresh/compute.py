@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 
 import torch
 
@@ -43,12 +44,16 @@ def cluster_in_place(
 def _cluster(
     keys: torch.Tensor, at: torch.Tensor, job: RefreshJob, init: torch.Tensor | None, device: torch.device
 ) -> Clusters:
-    """Clusters of the keys [slots, H, d] at the slots `at` [n]."""
+    """Clusters of the keys [slots, H, d] at the slots `at` [n], on the keys' device.
+
+    Only that device reaches memory of another process that was mapped on it: all that crosses over is a copy.
+    """
     if keys.device == device:
         return kmeans_pool(keys, at[None], job.cluster_size, seed=job.seed, init=init)
-    own = keys[at].transpose(0, 1).to(device)
-    init = None if init is None else init.to(device)
-    return kmeans(own, job.cluster_size, seed=job.seed, init=init)
+    own = keys[at].transpose(0, 1).contiguous().to(device)
+    init = None if init is None else init.contiguous().to(device)
+    made = kmeans(own, job.cluster_size, seed=job.seed, init=init)
+    return Clusters(*(getattr(made, field.name).to(keys.device) for field in fields(made)))
 
 
 def cluster_pieces(
