@@ -146,3 +146,11 @@ def _plan(
         tl.store(block_sizes + at, tl.minimum(own - block * BLOCK, BLOCK), mask=filled)
         tl.store(block_bases + at, tl.zeros_like(block) + first_unit * UNIT, mask=filled)
         tl.store(block_begins + at, tl.zeros_like(block) + begin, mask=filled)
+
+
+@triton.jit
+def load_extent(clustered, seq_lens, request, SINKS: tl.constexpr):
+    """Of a planned request: clustered positions, sinks among these, and sinks and tail together."""
+    length = tl.load(clustered + request)
+    fixed = tl.minimum(length, SINKS)
+    return length, fixed, fixed + tl.load(seq_lens + request) - length

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tactic.kernels.index.arena import LayerArena
 from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.triton import load_extent
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
@@ -210,9 +211,7 @@ def _list_slots(
     request = pair // heads
     head = (pair % heads).to(tl.int64)
     number = tl.load(clusters + request)
-    length = tl.load(clustered + request)
-    fixed = tl.minimum(length, SINKS)
-    always = fixed + tl.load(seq_lens + request) - length
+    length, fixed, always = load_extent(clustered, seq_lens, request, SINKS)
     slot_row = req_to_token + tl.load(request_slots + request).to(tl.int64) * row_length
     member = tl.arange(0, GROUP_PADDED)
     mine = member < GROUP

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from tactic.kernels.estimators import Guarded, estimator_id
 from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.triton import load_extent
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.ranking.levels import LEVELS
@@ -114,8 +115,7 @@ def _select(
     count = tl.load(request_blocks + request)
     kind = tl.load(estimator + request)
     wanted = tl.load(threshold + request)
-    length = tl.load(clustered + request)
-    always = tl.minimum(length, SINKS) + tl.load(seq_lens + request) - length
+    length, _, always = load_extent(clustered, seq_lens, request, SINKS)
     wait_for_previous(OVERLAP)
     start_next(OVERLAP)  # not before: the next kernel reads scores before it waits for this one
     if (count == 0) | (kind == FIT):

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.triton import load_extent
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
 from tactic.kernels.sparse_decode.partials import Partials, fold_rows, group_shape, load_group, store_part
@@ -100,9 +101,7 @@ def _attend_always(
     reader = tl.program_id(1)
     request = pair // heads
     head = (pair % heads).to(tl.int64)
-    length = tl.load(clustered + request)
-    fixed = tl.minimum(length, SINKS)
-    always = fixed + tl.load(seq_lens + request) - length
+    length, fixed, always = load_extent(clustered, seq_lens, request, SINKS)
     slot_row = req_to_token + tl.load(slots + request).to(tl.int64) * context
     wait_for_previous(OVERLAP)
     start_next(OVERLAP)  # not before: the next kernel does not wait for what came before this one

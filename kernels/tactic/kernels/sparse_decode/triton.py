@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tactic.kernels.index.step import StepPlan
+from tactic.kernels.index.triton import load_extent
 from tactic.kernels.index_map.reads import Reads
 from tactic.kernels.index_map.triton import Listing
 from tactic.kernels.launch import overlap, start_next, wait_for_previous
@@ -119,9 +120,7 @@ def _attend(
     if tl.load(clusters + request) == 0:
         wait_for_previous(OVERLAP)
         return
-    length = tl.load(clustered + request)
-    fixed = tl.minimum(length, SINKS)
-    always = fixed + tl.load(seq_lens + request) - length
+    length, fixed, always = load_extent(clustered, seq_lens, request, SINKS)
     slot_row = req_to_token + tl.load(request_slots + request).to(tl.int64) * row_length
     query = load_group(q, pair, dim, GROUP, ROWS, D)
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
