@@ -13,7 +13,6 @@ else: `--model qwen2.5-7b --context 1000000 --batches 1 --skip-attention`, on a 
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,13 +20,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
+from calibrated import Calibrated
 from engines import SHAPES, Engine, device_name, prepare_environment, random_prompt
 from skip_attention import attention_skipped
-from structured import ModelShape, Weights
-from structured import prompt as structured_prompt
 from timing import decoded, quantiles, reads, step_times
 
 from tactic.workers.config import IndexConfig
@@ -58,17 +54,20 @@ def main() -> None:
         "device": device_name(),
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
     }
+    weights, prompt, about = _source(arguments)
     for backend in arguments.backends:
         with attention_skipped() if arguments.skip_attention else nullcontext():
-            results[backend] = measure(backend, arguments)
+            results[backend] = measure(backend, arguments, weights, prompt) | {"weights": about}
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     table = _table(results, arguments)
     arguments.out.with_suffix(".md").write_text(table)
     print(table)
 
 
-def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any) -> dict[str, Any]:
-    """Runs one engine and returns its times and reads; `engine_arguments` are more of `Engine`'s."""
+def measure(
+    backend: str, arguments: argparse.Namespace, weights: Calibrated | None, prompt: Prompt
+) -> dict[str, Any]:
+    """Runs one engine and returns its times and reads."""
     started = time.monotonic()
     with Engine(
         arguments.model,
@@ -78,11 +77,11 @@ def measure(backend: str, arguments: argparse.Namespace, **engine_arguments: Any
         max_running_requests=max(*arguments.batches, 4),
         context_length=arguments.context + arguments.turn + 4096,
         log_level="info",
-        **engine_arguments,
     ) as engine:
         result: dict[str, Any] = {"start_s": time.monotonic() - started}
         print(f"{backend}: engine up after {result['start_s']:.0f} s", flush=True)
-        prompt, result["weights"] = _weights(engine, arguments)
+        if weights is not None:
+            weights.load(engine)
         tactic = {"threshold": arguments.threshold}
         for batch in arguments.batches:
             prompts = [prompt(seed) for seed in range(batch)]
@@ -123,28 +122,14 @@ def _second_turn(
     }
 
 
-def _weights(engine: Engine, arguments: argparse.Namespace) -> tuple[Prompt, dict[str, Any]]:
-    """Gives the engine its weights; prompts for them by seed, and what is to be said of them."""
+def _source(arguments: argparse.Namespace) -> tuple[Calibrated | None, Prompt, dict[str, Any]]:
+    """Weights to be loaded, if any; prompts by seed, and what is to be said of the weights."""
     length = arguments.context
-    if arguments.model not in SHAPES or arguments.weights == "plain":
-        kind = "a checkpoint's" if arguments.model not in SHAPES else "random, as SGLang draws them"
-        return lambda seed: random_prompt(length, seed), {"kind": kind}
-    shape = ModelShape.of(SHAPES[arguments.model])
-    began = time.monotonic()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = Weights.create(shape, structured_prompt(length, 0, shape), seed=0, device=device)
-    for tensors in weights.tensors():
-        engine.load(tensors)
-    about = {
-        "kind": "random, structured and calibrated: see structured.py",
-        "oracle_tokens": statistics.mean(weights.needed),
-        "seconds": time.monotonic() - began,
-    }
-    print(f"weights: {about}", flush=True)
-    del weights
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    return lambda seed: structured_prompt(length, seed, shape), about
+    if arguments.model in SHAPES and arguments.weights == "structured":
+        weights = Calibrated.create(arguments.model, length)
+        return weights, weights.prompt, weights.about
+    kind = "a checkpoint's" if arguments.model not in SHAPES else "random, as SGLang draws them"
+    return None, lambda seed: random_prompt(length, seed), {"kind": kind}
 
 
 def _table(results: dict[str, Any], arguments: argparse.Namespace) -> str:

@@ -39,9 +39,14 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
     """Median and p99 of step times in ms."""
     return {
         "ms_per_step_median": statistics.median(times),
-        "ms_per_step_p99": sorted(times)[int(len(times) * 0.99)],
+        "ms_per_step_p99": p99(times),
         "steps": len(times),
     }
+
+
+def p99(values: Sequence[float]) -> float:
+    """Of values in any order."""
+    return sorted(values)[int(len(values) * 0.99)]
 
 
 def decoded(engine: Engine, batch: int) -> list[RequestReport]:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from apparatus import WAIT_S, Actor, Line, refreshing
 from calibrated import shaped
 from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
+from timing import p99
 
 from tactic.workers.config import IndexConfig, RefreshConfig
 from tactic.workers.refresh.mps import MpsDaemon
@@ -197,7 +198,7 @@ def _idle_and_busy(
         "jobs": len(times),
         "alone_ms": _quantiles(alone),
         "beside_ms": _quantiles(beside),
-        "p99_ratio": _p99(beside) / _p99(alone),
+        "p99_ratio": p99(beside) / p99(alone),
         "worst_step_of_swap_ms": max(swap),
         "busy_share_per_interval": took / (INTERVAL * step / 1e3),
         "decode_time_lost_per_interval": (slower * took + max(swap) / 1e3 - step / 1e3)
@@ -264,16 +265,12 @@ def _gaps(stamps: list[float], begin: float, end: float) -> list[float]:
     return [1e3 * (b - a) for a, b in pairwise(within)]
 
 
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(len(values) * 0.99)]
-
-
 def _quantiles(values: list[float]) -> dict[str, float]:
     return {
         "steps": len(values),
         "mean": statistics.mean(values),
         "p50": statistics.median(values),
-        "p99": _p99(values),
+        "p99": p99(values),
     }
 
 
