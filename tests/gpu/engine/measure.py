@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from calibrated import Calibrated
 from engines import SHAPES, Engine, device_name, prepare_environment, random_prompt
+from profiled import profiled
 from skip_attention import attention_skipped
 from timing import decoded, quantiles, reads, step_times
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--estimator", default=IndexConfig().estimator)
     parser.add_argument("--backends", nargs="+", default=["flashinfer", "tactic"])
     parser.add_argument("--skip-attention", action="store_true", help="prefill without attention")
+    parser.add_argument("--profile", action="store_true", help="tell a step's time by kernel, too")
     parser.add_argument("--turn", type=int, default=2048, help="new tokens of a second turn")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -99,6 +101,8 @@ def measure(
                 **quantiles(times),
                 **reads(decoded(engine, batch)),
             }
+            if arguments.profile:
+                result[f"batch_{batch}"]["profile"] = profiled(engine, prompts, tactic)
             print(backend, batch, result[f"batch_{batch}"], flush=True)
         result["second_turn"] = _second_turn(engine, prompt, arguments, tactic)
         print(backend, result["second_turn"], flush=True)

@@ -203,15 +203,16 @@ class Soak:
         exact = self.random.random() < 0.5
         tactic = self.random.choice(EXACT if exact else SPARSE)
         answer: list[int] = []
-        async for token in self._tokens(name, prompt, tokens, tactic):
+        about = tactic | {"prompt": len(prompt), "asked_for": tokens}
+        async for token in self._tokens(name, prompt, tokens, tactic, about):
             answer.append(token)
             self.steps += clock
         assert len(answer) <= tokens, f"{name} got {len(answer)} tokens of {tokens}"
         if exact:
-            await self.check.check(name, prompt, answer, rid=self._name())
+            await self.check.check(name, prompt, answer, new_rid=self._name, about=about)
 
     async def _tokens(
-        self, name: str, prompt: list[int], tokens: int, tactic: dict[str, Any]
+        self, name: str, prompt: list[int], tokens: int, tactic: dict[str, Any], about: dict[str, Any]
     ) -> AsyncIterator[int]:
         count = 0
         async for output in self.engine.stream(prompt, tokens, tactic, rid=name):
@@ -224,7 +225,9 @@ class Soak:
                 reason = meta["finish_reason"]["type"]
                 assert reason != "length" or count == tokens, f"{name}: {count} tokens, not {tokens}"
                 self.seen[reason] += 1
-                self.seen["retracted"] += int(meta.get("num_retractions") or 0)
+                about["retracted"] = int(meta.get("num_retractions") or 0)
+                about["reused"] = int(meta.get("cached_tokens") or 0)
+                self.seen["retracted"] += about["retracted"]
 
     def _prompt(self, length: int) -> list[int]:
         """Some share a prefix, whose index they find."""
@@ -368,7 +371,7 @@ def main() -> int:
             soak = Soak(
                 engine,
                 crew,
-                DenseCheck(engine, TIE[device]),
+                DenseCheck(engine, TIE[device], arguments.vocabulary),
                 seed=arguments.seed,
                 vocabulary=arguments.vocabulary,
                 running=arguments.running,

@@ -25,6 +25,7 @@ _OWN = 0.5  # of an embedding, beside its topic's 1
 _SLOW = 4 * 8192  # tokens of a turn of RoPE, from which on keys of a segment lie alike
 _FAST = 0.15  # of the keys, where it turns faster
 _SOUGHT = 4  # topics that a query is made of
+_SPREAD = 0.3  # of the logarithms of their weights in a group, see `needed` and README
 _BISECTIONS = 20
 _TRIED = 8  # tokens of the prompt whose queries are tried behind it
 
@@ -142,7 +143,7 @@ class Weights:
                 order = list(range(TOPICS))
                 random.Random(f"{self.seed} {layer} {head} {number}").shuffle(order)
                 found = seen[head][:, order] @ self.topics / shape.hidden
-                weight = draw(1).abs() * draw(group).exp()
+                weight = draw(1).abs() * (_SPREAD * draw(group)).exp()
                 query[head] += weight[:, None, None] * found
         needed = torch.zeros(shape.kv_heads, group, device=device)
         tokens = self.embedding[self.prompt]

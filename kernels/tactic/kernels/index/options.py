@@ -53,7 +53,7 @@ class DecodeOptions:
         sinks: int = 16,
         min_clustered: int = 1024,
     ) -> "DecodeOptions":
-        """The same options for `slots` request slots; write entries of the arrays to change one request.
+        """The same options for `slots` request slots; `choose` changes those of one.
 
         Raises:
             ValueError: `threshold` is outside (0, 1], or a setting is out of range.
@@ -67,3 +67,9 @@ class DecodeOptions:
             sinks=sinks,
             min_clustered=min_clustered,
         )
+
+    def choose(self, slot: int, *, threshold: float, estimator: int, dense: bool) -> None:
+        """Sets the options of one request slot, in stream order and without waiting for the device."""
+        self.threshold[slot].fill_(threshold)
+        self.estimator[slot].fill_(estimator)
+        self.dense[slot].fill_(dense)

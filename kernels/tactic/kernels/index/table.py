@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tactic.kernels.upload import upload
+
 
 @dataclass(frozen=True)
 class SegmentTable:
@@ -46,12 +48,12 @@ class SegmentTable:
             raise ValueError(
                 f"{len(segments)} segments for slot {slot}, the table holds {self.unit.shape[1]}"
             )
-        row = torch.tensor(segments, dtype=torch.int32).view(-1, 2).to(self.unit.device)
+        row = upload(torch.tensor(segments, dtype=torch.int32).view(-1, 2), self.unit.device)
         count = len(segments)
         self.unit[slot, :count] = row[:, 0]
         self.length[slot, :count] = row[:, 1]
         self.start[slot, :count] = row[:, 1].cumsum(0) - row[:, 1]
-        self.count[slot] = count
+        self.count[slot].fill_(count)
 
     def clustered_length(self, slot: int) -> int:
         """Positions of the row that are in the index (reads the device)."""

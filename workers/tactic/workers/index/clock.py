@@ -18,7 +18,8 @@ class WriteClock:
     def tick(self, written: torch.Tensor) -> None:
         """Starts a new step that writes the slots `written` [n]."""
         self.now += 1
-        self._stamps[written] = self.now
+        # Assigning a number to an index would copy it there, and wait for all that runs on the device.
+        self._stamps.index_fill_(0, written.to(torch.int64), self.now)
 
     def stamps(self, slots: torch.Tensor) -> torch.Tensor:
         """Time of the last write of each of `slots` [n]; int64 on the host."""

@@ -218,7 +218,7 @@ class IndexStore:
         if row is not None:
             for segment in row.segments:
                 segment.users -= 1
-            self.table.count[slot] = 0
+            self.table.count[slot].zero_()
 
     # Memory ----------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from tactic.kernels.estimators import estimator_id
 from tactic.kernels.index import DecodeOptions
 from tactic.kernels.kmeans import kmeans_pool
+from tactic.kernels.upload import upload
 from tactic.workers.config import BackendConfig
 from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.memory import IndexShape, make_table
@@ -37,6 +38,7 @@ class _Step:
     """What the layers of the present forward pass need, and what is to be counted after it."""
 
     building: dict[int, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    building_slots: dict[int, torch.Tensor] = field(default_factory=dict)
     slots: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     padded: int = 0
@@ -154,6 +156,9 @@ class TacticRuntime:
         else:
             for req, prefix, new in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
                 self._prepare_extend(req, prefix, new)
+            for length, segments in self._step.building.items():
+                slots = torch.stack([segment.slots for segment in segments])
+                self._step.building_slots[length] = upload(slots, self._device, torch.int64)
         if self.config.index.check_integrity:
             self.store.check_integrity()
         self._send_gauges()
@@ -192,9 +197,9 @@ class TacticRuntime:
     def build(self, layer: int) -> None:
         """Clusters this step's new segments in one layer, whose keys are in the pool."""
         keys = self.pool.get_key_buffer(layer)
-        for segments in self._step.building.values():
-            slots = torch.stack([segment.slots for segment in segments]).to(self._device, torch.int64)
+        for length, segments in self._step.building.items():
             seed = segments[0].start * self.pool.layer_num + layer
+            slots = self._step.building_slots[length]
             clusters = kmeans_pool(keys, slots, self.config.index.cluster_size, seed=seed)
             for segment, part in zip(segments, clusters.split(len(segments)), strict=True):
                 self.store.arenas[layer].write(segment.unit, part)
@@ -213,20 +218,15 @@ class TacticRuntime:
         step, self._step = self._step, _Step()
         if not step.slots:
             return
-        slots = self._on_device(step.slots)
+        slots = upload(step.slots, self._device)
         if step.all_dense:
             self._read[slots] += 1
             return
-        lengths = self._on_device(step.lengths)
+        lengths = upload(step.lengths, self._device)
         read = self.attention.read(step.padded or len(step.slots))[:, : len(step.slots)]
         self._read[slots] += (read.float().mean(-1) / lengths).T
         if step.measure:
             self._measure(step)
-
-    def _on_device(self, numbers: list[int]) -> torch.Tensor:
-        """Copied without waiting for the device: the scheduler prepares a step while the last one runs."""
-        there = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
-        return there.to(self._device, non_blocking=True)
 
     def _measure(self, step: _Step) -> None:
         """Tells the attention share that the last step reached, of those requests for which it is wanted."""
@@ -251,7 +251,7 @@ class TacticRuntime:
         if row is None or monitor is None:
             row = self.store.bind(slot, generation, req.rid, self._read_slots(slot, 0, prefix))
             monitor = self._monitors[slot] = RequestMonitor(req.rid)
-            self._read[slot] = 0
+            self._read[slot].zero_()
             monitor.tokens_reused = row.clustered_length
             self._set_options(slot, req)
         complete = prefix + new >= len(req.origin_input_ids) + len(req.output_ids)
@@ -270,7 +270,7 @@ class TacticRuntime:
             # Prefilled elsewhere: it has no index, and is read densely.
             row = self.store.bind(slot, generation, req.rid, torch.empty(0, dtype=torch.int32))
             monitor = self._monitors[slot] = RequestMonitor(req.rid)
-            self._read[slot] = 0
+            self._read[slot].zero_()
             self._set_options(slot, req)
         asked = self._wants_dense(req)
         dense = asked or row.clustered_length < self.options.min_clustered
@@ -287,9 +287,12 @@ class TacticRuntime:
     def _set_options(self, slot: int, req: Any) -> None:
         options = self._request_options(req)
         index = self.config.index
-        self.options.threshold[slot] = options.get("threshold", index.threshold)
-        self.options.estimator[slot] = estimator_id(options.get("estimator", index.estimator))
-        self.options.dense[slot] = self._wants_dense(req)
+        self.options.choose(
+            slot,
+            threshold=options.get("threshold", index.threshold),
+            estimator=estimator_id(options.get("estimator", index.estimator)),
+            dense=self._wants_dense(req),
+        )
         # True, or how many steps from one that is measured to the next.
         self._monitors[slot].measured_every = int(options.get("measure", False))
         self._selective[slot] = options.get("threshold", index.threshold) < 1
