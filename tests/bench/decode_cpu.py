@@ -65,7 +65,7 @@ def measure(context: int, estimator: str, threshold: float, repeats: int) -> dic
     keys = keys + 0.5 * torch.randn(HEADS, context, DIM, generator=generator)
     pool_k = keys.transpose(0, 1).contiguous()
     pool_v = torch.randn(context, HEADS, DIM, generator=generator)
-    arena = LayerArena.create(heads=HEADS, units=units_in(context), head_dim=DIM, dtype=torch.float32)
+    arena = LayerArena.create(heads=HEADS, units=units_in(context), head_dim=DIM)
     table = SegmentTable.create(slots=1, segments=context // SEGMENT)
     unit, segments = 0, []
     # The last position is the current token, which no index holds yet.

@@ -116,7 +116,7 @@ class Reader:
         return (out.double().flatten(1) @ self.head).argmax(-1)
 
 
-AMPLE: dict[str, Any] = {"slots": 2400, "units": 200, "columns": 12}
+AMPLE: dict[str, Any] = {"slots": 2400, "units": 150, "columns": 12}
 SCARCE: dict[str, Any] = {"slots": 1100, "units": 12, "columns": 5}
 
 

@@ -9,7 +9,6 @@ import torch
 from tactic.workers.config import RefreshConfig
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.clustering import ClusteringWorker
-from tactic.workers.refresh.compute import flatten
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.pools import Mappings
 
@@ -39,10 +38,10 @@ class Actor:
         return RefreshReply(job.job_id, tensors=specs), [bytes(view) for view in views]
 
     def written(self, job: RefreshJob) -> list[torch.Tensor]:
-        """The memory of a job's result in the last layer, in the order of tensors that are sent."""
+        """The memory of a job's result in the last layer; factors stand for centroids, else as it is sent."""
         assert job.pools is not None
         arena = self._mappings.open(job.pools).arenas[-1]
-        return flatten([arena.read(piece.unit, piece.length) for piece in job.pieces])
+        return [each for piece in job.pieces for each in arena.views(piece.unit, piece.length)[1:]]
 
     def scribble(self, job: RefreshJob, draw: random.Random) -> None:
         """Writes what looks like clusters, but of no keys, over a part of the job's memory: no result yet."""

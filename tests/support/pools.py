@@ -38,7 +38,7 @@ class Pools:
         self.lengths = [0] * rows
         self.free = list(range(1, slots))
         self.random.shuffle(self.free)
-        index = IndexShape(self.LAYERS, self.HEADS, self.DIM, self.CLUSTER, torch.float32)
+        index = IndexShape(self.LAYERS, self.HEADS, self.DIM, self.CLUSTER)
         self.store = IndexStore(
             index.arena(units, CPU),
             SegmentTable.create(slots=rows, segments=columns),
@@ -127,4 +127,5 @@ class Pools:
                 members = keys[layer, head][clusters.members[head].long()]
                 groups = members.split(clusters.sizes[head].tolist())
                 means = torch.stack([group.mean(0) for group in groups])
-                torch.testing.assert_close(means, clusters.centroids[head])
+                half_a_code = means.abs().amax() / 254
+                torch.testing.assert_close(means, clusters.centroids[head], atol=1.01 * half_a_code, rtol=0)

@@ -125,9 +125,8 @@ def make_scene(shape: Shape, seed: int) -> Scene:
         units=shape.batch * _UNITS + 1,
         head_dim=shape.dim,
         cluster_size=shape.cluster_size,
-        dtype=shape.dtype,
     )
-    for poisoned in (arena.centroids, arena.spread):
+    for poisoned in (arena.factors, arena.spread):
         poisoned.fill_(torch.nan)
     for unwritten in (arena.members, arena.starts, arena.sizes, table.unit, table.start, table.length):
         unwritten.fill_(torch.iinfo(unwritten.dtype).max)

@@ -133,7 +133,6 @@ def make_index(
         units=batch * sum(units_in(n) for n in lengths),
         head_dim=k_pool.shape[2],
         cluster_size=cluster_size,
-        dtype=k_pool.dtype,
         device=k_pool.device,
     )
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -35,7 +35,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=size)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = IndexShape(arguments.layers, arguments.heads, arguments.dim, CLUSTER, torch.bfloat16)
+    shape = IndexShape(arguments.layers, arguments.heads, arguments.dim, CLUSTER)
     keys = [pool((arguments.slots, arguments.heads, arguments.dim), device) for _ in range(shape.layers)]
     arena = shape.arena(2 * POSITIONS // 512, device)
     pools = share_pools(keys, arena)

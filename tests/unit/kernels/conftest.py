@@ -108,10 +108,8 @@ def make_scene() -> Callable[..., Scene]:
         v_pool = torch.full_like(k_pool, torch.nan)
         req_to_token = torch.full((len(requests) + 2, max(lengths) + 7), 2**30, dtype=torch.int32)
         table = SegmentTable.create(slots=len(requests) + 2, segments=8)
-        arena = LayerArena.create(
-            heads=heads, units=units, head_dim=dim, cluster_size=cluster_size, dtype=dtype
-        )
-        for poisoned in (arena.centroids, arena.spread):
+        arena = LayerArena.create(heads=heads, units=units, head_dim=dim, cluster_size=cluster_size)
+        for poisoned in (arena.factors, arena.spread):
             poisoned.fill_(torch.nan)
         for poisoned in (arena.members, arena.starts, arena.sizes, table.unit, table.start, table.length):
             poisoned.fill_(torch.iinfo(poisoned.dtype).max)

@@ -27,9 +27,7 @@ class Capture:
 
     def __post_init__(self) -> None:
         heads, _, dim = self.keys.shape
-        arena = LayerArena.create(
-            heads=heads, units=units_in(self.clustered), head_dim=dim, dtype=torch.float32
-        )
+        arena = LayerArena.create(heads=heads, units=units_in(self.clustered), head_dim=dim)
         table = SegmentTable.create(slots=1, segments=1)
         arena.write(0, kmeans(self.keys[:, : self.clustered], 32))
         table.write(0, [(0, self.clustered)])

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tactic.kernels.index import Clusters, LayerArena, clusters_in
+from tactic.kernels.index.codes import decode, encode
 from tactic.kernels.kmeans import kmeans, kmeans_pool
 
 
@@ -115,23 +116,26 @@ def test_bad_arguments_are_named() -> None:
 
 @pytest.mark.parametrize("n", [1, 511, 512, 513, 8192])
 def test_arena_returns_what_was_written(n: int) -> None:
-    arena = LayerArena.create(heads=2, units=20, head_dim=4, cluster_size=16, dtype=torch.float32)
+    arena = LayerArena.create(heads=2, units=20, head_dim=4, cluster_size=16)
     clusters = kmeans(torch.randn(2, n, 4, generator=torch.Generator().manual_seed(n)), 16, max_iters=1)
     arena.write(3, clusters)
     stored = arena.read(3, n)
-    for name in ("centroids", "spread", "members", "starts", "sizes"):
+    assert torch.equal(stored.centroids, decode(*encode(clusters.centroids)))
+    for name in ("spread", "members", "starts", "sizes"):
         assert torch.equal(getattr(stored, name), getattr(clusters, name))
+    arena.blank(3, n)
+    assert arena.read(3, n).centroids.isnan().all()
 
 
 def test_arena_refuses_what_does_not_fit() -> None:
-    arena = LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=32, dtype=torch.float32)
+    arena = LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=32)
     clusters = kmeans(torch.zeros(1, 600, 4), 32)
     with pytest.raises(ValueError, match="at unit 1 takes 2 units, the arena has 2"):
         arena.write(1, clusters)
     with pytest.raises(ValueError, match="expected \\[heads, clusters, head_dim\\]"):
         arena.write(0, kmeans(torch.zeros(1, 600, 4), 16))
     with pytest.raises(ValueError, match="cluster_size=8"):
-        LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=8, dtype=torch.float32)
+        LayerArena.create(heads=1, units=2, head_dim=4, cluster_size=8)
 
 
 def test_layers_of_one_call_can_be_split() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index.clusters import Clusters
+from tactic.kernels.index.codes import decode, encode
 from tactic.kernels.index.units import CLUSTER_SIZES, MAX_SEGMENT_TOKENS, UNIT_TOKENS, clusters_in, units_in
 
 
@@ -14,10 +15,12 @@ class LayerArena:
     """The index of one layer: U units, each with room for 512 members and 512 / c clusters per KV head.
 
     A segment of n positions takes `units_in(n)` consecutive units; clusters and members begin at the first.
+    Centroids are read for every query, so they are kept in 8 bits: see `codes.py`.
 
     Attributes:
         cluster_size: average members of a cluster, c.
-        centroids: `[H, U * 512 // c, d]`, the keys' dtype.
+        codes: `[H, U * 512 // c, d]` int8; of the centroids.
+        factors: `[H, U * 512 // c]` fp32; a centroid is its codes times its factor.
         spread: `[H, U * 512 // c]` fp32; mean squared distance of the members to the centroid.
         members: `[H, U * 512]` int16; positions relative to the segment's first.
         starts: `[H, U * 512 // c]` int32; first member of a cluster, relative to the segment's first member.
@@ -25,7 +28,8 @@ class LayerArena:
     """
 
     cluster_size: int
-    centroids: Tensor
+    codes: Tensor
+    factors: Tensor
     spread: Tensor
     members: Tensor
     starts: Tensor
@@ -39,7 +43,6 @@ class LayerArena:
         units: int,
         head_dim: int,
         cluster_size: int = 32,
-        dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> "LayerArena":
         """Allocates an empty arena of `units` units for `heads` KV heads.
@@ -52,7 +55,8 @@ class LayerArena:
         clusters = units * UNIT_TOKENS // cluster_size
         return cls(
             cluster_size=cluster_size,
-            centroids=torch.zeros(heads, clusters, head_dim, dtype=dtype, device=device),
+            codes=torch.zeros(heads, clusters, head_dim, dtype=torch.int8, device=device),
+            factors=torch.zeros(heads, clusters, dtype=torch.float32, device=device),
             spread=torch.zeros(heads, clusters, dtype=torch.float32, device=device),
             members=torch.zeros(heads, units * UNIT_TOKENS, dtype=torch.int16, device=device),
             starts=torch.zeros(heads, clusters, dtype=torch.int32, device=device),
@@ -72,8 +76,12 @@ class LayerArena:
     @property
     def bytes_per_unit(self) -> int:
         """Memory that one unit takes in this layer, in bytes."""
-        fields = (self.centroids, self.spread, self.members, self.starts, self.sizes)
-        return sum(field.numel() * field.element_size() for field in fields) // max(self.units, 1)
+        return sum(each.numel() * each.element_size() for each in self.tensors) // max(self.units, 1)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The arrays, in the order in which an arena takes them."""
+        return self.codes, self.factors, self.spread, self.members, self.starts, self.sizes
 
     def write(self, unit: int, clusters: Clusters) -> None:
         """Stores one segment's clusters (B = heads) from `unit` on.
@@ -82,29 +90,42 @@ class LayerArena:
             ValueError: the segment does not fit the arena, or its shape does not match.
         """
         length = clusters.members.shape[1]
-        cluster_slice, member_slice = self._slices(unit, length)
-        expected = (self.members.shape[0], cluster_slice.stop - cluster_slice.start, self.centroids.shape[2])
-        if tuple(clusters.centroids.shape) != expected:
+        codes, factors, spread, members, starts, sizes = self.views(unit, length)
+        if clusters.centroids.shape != codes.shape:
             raise ValueError(
                 f"clusters.centroids has shape {tuple(clusters.centroids.shape)}, expected [heads, clusters, "
-                f"head_dim] = {expected} for {length} positions at cluster_size={self.cluster_size}"
+                f"head_dim] = {tuple(codes.shape)} for {length} positions at cluster_size={self.cluster_size}"
             )
-        self.centroids[:, cluster_slice] = clusters.centroids
-        self.spread[:, cluster_slice] = clusters.spread
-        self.starts[:, cluster_slice] = clusters.starts
-        self.sizes[:, cluster_slice] = clusters.sizes
-        self.members[:, member_slice] = clusters.members
+        if codes.is_cuda:
+            from tactic.kernels.index.codes_triton import encode_into
+
+            encode_into(codes, factors, clusters.centroids)
+        else:
+            codes[:], factors[:] = encode(clusters.centroids)
+        spread[:], members[:] = clusters.spread, clusters.members
+        starts[:], sizes[:] = clusters.starts, clusters.sizes
 
     def read(self, unit: int, length: int) -> Clusters:
-        """Views of the clusters of the segment of `length` positions stored at `unit`; see `write`."""
-        cluster_slice, member_slice = self._slices(unit, length)
-        return Clusters(
-            centroids=self.centroids[:, cluster_slice],
-            spread=self.spread[:, cluster_slice],
-            members=self.members[:, member_slice],
-            starts=self.starts[:, cluster_slice],
-            sizes=self.sizes[:, cluster_slice],
-        )
+        """The clusters of the segment of `length` positions stored at `unit`; see `write`.
+
+        Centroids are decoded, fp32; the rest are views.
+        """
+        codes, factors, *rest = self.views(unit, length)
+        return Clusters(decode(codes, factors), *rest)
+
+    def blank(self, unit: int, length: int) -> None:
+        """Leaves nothing at `unit` that could pass for the clusters of a segment of `length` positions."""
+        for view in self.views(unit, length):
+            view.fill_(torch.nan if view.is_floating_point() else -1)
+
+    def views(self, unit: int, length: int) -> tuple[Tensor, ...]:
+        """The part of each of `tensors` that belongs to the segment of `length` positions at `unit`.
+
+        Raises:
+            ValueError: there is no room for it.
+        """
+        clusters, members = self._slices(unit, length)
+        return tuple(each[:, members if each is self.members else clusters] for each in self.tensors)
 
     def _slices(self, unit: int, length: int) -> tuple[slice, slice]:
         if not 1 <= length <= MAX_SEGMENT_TOKENS:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tactic.kernels.index.arena import LayerArena
+from tactic.kernels.index.codes import decode
 from tactic.kernels.index.table import SegmentTable
 from tactic.kernels.index.units import UNIT_TOKENS
 
@@ -65,7 +66,7 @@ class RequestIndex:
             firsts[:, :leading] += dropped
             sizes[:, :leading] -= dropped
         return cls(
-            centroids=arena.centroids.index_select(1, clusters).float(),
+            centroids=decode(*(each.index_select(1, clusters) for each in (arena.codes, arena.factors))),
             spread=arena.spread.index_select(1, clusters),
             sizes=sizes,
             firsts=firsts,

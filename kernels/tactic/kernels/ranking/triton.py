@@ -21,6 +21,7 @@ _REGISTERS = 128  # so that 16 programs run at once on a multiprocessor
 _LEAST_MEMBERS = 8  # columns of the smallest matrix product
 _CROWDED = 8192  # clusters from which counting in one place is slowed by their number
 _COPIES = 4
+_LINE = tl.constexpr(128)  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def score(
     scorers = min(scorers, blocks)
     _score[(batch * heads, scorers)](
         q,
-        arena.centroids,
+        arena.codes,
+        arena.factors,
         arena.spread,
         arena.sizes,
         arena.starts,
@@ -150,10 +152,34 @@ def score(
 
 
 @triton.jit
+def _prefetch(pointer):
+    """Fetches the lines of these addresses into L2."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointer], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _prefetch_block(
+    block, head, codes, factors, spread, arena_sizes, arena_starts, rows, dim, arena_clusters,
+    CLUSTERS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """What `_load_block` will load: in registers it would leave too few programs at once."""
+    origin = head * arena_clusters + tl.load(rows + block)
+    line = tl.arange(0, CLUSTERS * D // _LINE) * _LINE
+    _prefetch(codes + origin * dim + tl.minimum(line, CLUSTERS * dim - 1))
+    _prefetch(factors + origin)
+    _prefetch(spread + origin)
+    _prefetch(arena_sizes + origin)
+    _prefetch(arena_starts + origin)
+
+
+@triton.jit
 def _load_block(
     block,
     head,
-    centroids,
+    codes,
+    factors,
     spread,
     arena_sizes,
     arena_starts,
@@ -171,10 +197,11 @@ def _load_block(
     if not WHOLE:
         own = tl.minimum(own, (head + 1) * arena_clusters - 1 - origin).to(tl.int32)
     d = tl.arange(0, D)
-    at = centroids + origin * dim + (own[:, None] * dim + d[None, :])
-    centroid = tl.load(at, mask=(d < dim)[None, :], other=0.0)
+    at = codes + origin * dim + (own[:, None] * dim + d[None, :])
+    code = tl.load(at, mask=(d < dim)[None, :], other=0)
+    factor = tl.load(factors + origin + own)
     first = tl.load(bases + block) + tl.load(arena_starts + origin + own)
-    return centroid, tl.load(spread + origin + own), tl.load(arena_sizes + origin + own), first
+    return code, factor, tl.load(spread + origin + own), tl.load(arena_sizes + origin + own), first
 
 
 @triton.jit
@@ -187,7 +214,8 @@ def _score_block(
     reference,
     by_centroid,
     scale,
-    centroid,
+    code,
+    factor,
     spread,
     size,
     first,
@@ -230,7 +258,7 @@ def _score_block(
     tl.store(firsts + at, first, mask=inside)
 
     filled = inside & (size > 0)
-    logit = tl.dot(centroid, query, input_precision=PRECISION) * scale
+    logit = tl.dot(code.to(query.dtype), query, input_precision=PRECISION) * (factor * scale)[:, None]
     # `fit` orders by the centroid alone (arXiv 2502.12216, section 4.2).
     key = logit + tl.where(by_centroid, 0.0, spread[:, None] * (variance / 2)[None, :])
     level = level_of(tl.where(filled[:, None], key - reference[None, :], 0.0))
@@ -252,7 +280,8 @@ def _score_block(
 @triton.jit
 def _score(
     q,
-    centroids,
+    codes,
+    factors,
     spread,
     arena_sizes,
     arena_starts,
@@ -305,37 +334,41 @@ def _score(
     block_bases += request * blocks
     block_begins += request * blocks
     if block < count:
-        centroid, block_spread, size, first = _load_block(
-            block, head, centroids, spread, arena_sizes, arena_starts, block_rows, block_bases,
-            dim, arena_clusters, CLUSTERS, WHOLE, D,
-        )  # fmt: skip
+        if OVERLAP:
+            _prefetch_block(
+                block, head, codes, factors, spread, arena_sizes, arena_starts, block_rows, dim,
+                arena_clusters, CLUSTERS, D,
+            )  # fmt: skip
         d = tl.arange(0, D)
-        origin = (head * arena_clusters + tl.load(block_rows)) * dim + d
-        origin = tl.load(centroids + origin, mask=d < dim, other=0.0).to(tl.float32)
+        origin = head * arena_clusters + tl.load(block_rows)
+        first_code = tl.load(codes + origin * dim + d, mask=d < dim, other=0).to(tl.float32)
         member = tl.arange(0, MEMBERS)
         mine = member < GROUP
         at_query = (pair * GROUP + member)[:, None] * dim + d[None, :]
         query = tl.load(q + at_query, mask=mine[:, None] & (d < dim)[None, :], other=0.0)
         wide = query.to(tl.float32) * scale
         variance = tl.sum(wide * wide, axis=1) / dim
-        reference = tl.sum(wide * origin[None, :], axis=1)
+        reference = tl.sum(wide * first_code[None, :], axis=1) * tl.load(factors + origin)
         if block == 0:
             tl.store(variances + pair * GROUP + member, variance, mask=mine)
             tl.store(references + pair * GROUP + member, reference, mask=mine)
         query = tl.trans(query)
         by_centroid = tl.load(estimator + request) == FIT
         while block < count:
-            # The next block's are on their way while this one is scored; the last one's are fetched again.
-            coming = _load_block(
-                tl.minimum(block + SCORERS, count - 1), head, centroids, spread, arena_sizes, arena_starts,
-                block_rows, block_bases, dim, arena_clusters, CLUSTERS, WHOLE, D,
+            code, factor, block_spread, size, first = _load_block(
+                block, head, codes, factors, spread, arena_sizes, arena_starts, block_rows, block_bases,
+                dim, arena_clusters, CLUSTERS, WHOLE, D,
             )  # fmt: skip
+            if OVERLAP:  # the next block comes while this one is scored
+                _prefetch_block(
+                    tl.minimum(block + SCORERS, count - 1), head, codes, factors, spread, arena_sizes,
+                    arena_starts, block_rows, dim, arena_clusters, CLUSTERS, D,
+                )  # fmt: skip
             _score_block(
-                block, pair, head, query, variance, reference, by_centroid, scale,
-                centroid, block_spread, size, first, block_firsts, block_sizes, block_begins, members,
+                block, pair, head, query, variance, reference, by_centroid, scale, code,
+                factor, block_spread, size, first, block_firsts, block_sizes, block_begins, members,
                 levels, tally, keys, spreads, sizes, firsts, most, blocks, arena_members,
                 SINKS, GROUP, MEMBERS, CLUSTERS, KEYS, COPIES, LEVELS, PRECISION,
             )  # fmt: skip
             block += SCORERS
-            centroid, block_spread, size, first = coming
     wait_for_previous(OVERLAP)  # so that whatever waits for this kernel waits for the one before it, too

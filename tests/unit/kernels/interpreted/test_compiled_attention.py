@@ -45,6 +45,7 @@ def test_batches_of_any_order_and_size_read_what_a_runner_of_their_own_reads(
         there.table,
         moved,
         query_heads=scene.q.shape[1],
+        dtype=scene.q.dtype,
         processors=6,
         fit=Fit(),
     )

@@ -145,7 +145,9 @@ def test_positional_clusters_are_blocks(step: Step) -> None:
     assert labels[:16].tolist() == [index.clusters.sizes.shape[1]] * 16
     assert labels[16:].tolist() == [i // 32 for i in range(16, len(labels))]
     keys = step.layer.keys[64:96].float().mean(0)
-    torch.testing.assert_close(index.clusters.centroids[:, 2], keys)
+    torch.testing.assert_close(
+        index.clusters.centroids[:, 2], keys, atol=float(keys.abs().max()) / 250, rtol=0
+    )
 
 
 def test_labels_name_the_cluster_of_each_position(step: Step) -> None:

@@ -1,17 +1,15 @@
 import pytest
-import torch
 
 from tactic.workers.index.memory import IndexShape, make_table, split_layers
 
-SHAPE = IndexShape(layers=32, kv_heads=8, head_dim=128, cluster_size=32, dtype=torch.bfloat16)
+SHAPE = IndexShape(layers=32, kv_heads=8, head_dim=128, cluster_size=32)
 KV_TOKEN_BYTES = 32 * 8 * 128 * 2 * 2
 """Keys and values of a token in bf16."""
 
 
 def test_unit_bytes_are_those_of_the_arenas() -> None:
     arenas = split_layers(SHAPE.arena(3, "cpu"), SHAPE.layers)
-    fields = ("centroids", "spread", "members", "starts", "sizes")
-    total = sum(getattr(arena, name).nbytes for arena in arenas for name in fields)
+    total = sum(each.nbytes for arena in arenas for each in arena.tensors)
     assert len(arenas) == 32
     assert 3 * SHAPE.unit_bytes == total
 

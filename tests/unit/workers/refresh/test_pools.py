@@ -10,18 +10,18 @@ import msgspec
 import pytest
 import torch
 
-from tactic.workers.index.memory import IndexShape, tensors_of
+from tactic.workers.index.memory import IndexShape
 from tactic.workers.refresh.pools import Mappings, SharedPools, share_pools
 from tactic.workers.sharing.handles import CudaHandle, NotSharedError
 
-SHAPE = IndexShape(layers=2, kv_heads=3, head_dim=8, cluster_size=16, dtype=torch.float32)
+SHAPE = IndexShape(layers=2, kv_heads=3, head_dim=8, cluster_size=16)
 ENGINE = """
 import sys, msgspec, torch
 from tactic.workers.index.memory import IndexShape
 from tactic.workers.refresh.pools import share_pools
 from tactic.workers.sharing import memory
 keys = [memory.zeros((10, 3, 8), torch.float32).fill_(layer + 1) for layer in range(2)]
-arena = IndexShape(2, 3, 8, 16, torch.float32).arena(4, "cpu")
+arena = IndexShape(2, 3, 8, 16).arena(4, "cpu")
 print(msgspec.json.encode(share_pools(keys, arena)).decode(), flush=True)
 sys.stdin.readline()
 print(int(arena.sizes[:, 5].sum()), flush=True)
@@ -80,7 +80,7 @@ def test_mappings_end_with_the_engine(engine: Engine) -> None:
 
 def test_what_lies_elsewhere_is_not_mapped() -> None:
     arena = SHAPE.arena(1, "cpu")
-    keys = list(tensors_of(SHAPE.arena(1, "cpu")))[:2]
+    keys = list(SHAPE.arena(1, "cpu").tensors)[:2]
     pools = share_pools(keys, arena)
     assert not pools.on_gpu
     with pytest.raises(NotSharedError, match="another host"):

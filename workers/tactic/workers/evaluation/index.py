@@ -66,7 +66,6 @@ class BuildIndex:
             units=max(units, 1),
             head_dim=dim,
             cluster_size=self.cluster_size,
-            dtype=layer.keys.dtype,
             device=device,
         )
         table = SegmentTable.create(slots=1, segments=max(len(pieces), 1), device=device)

@@ -22,21 +22,19 @@ class IndexShape:
         kv_heads: KV heads of this rank.
         head_dim: elements of a key.
         cluster_size: average members of a cluster.
-        dtype: of the centroids.
     """
 
     layers: int
     kv_heads: int
     head_dim: int
     cluster_size: int
-    dtype: torch.dtype
 
     def arena(self, units: int, device: torch.device | str) -> LayerArena:
         """One arena for all layers, whose heads are L * H; on the CPU in memory that others can map."""
         arena = self._create(units, device)
         if torch.device(device).type != "cpu":
             return arena
-        shared = (memory.zeros(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(arena))
+        shared = (memory.zeros(tuple(tensor.shape), tensor.dtype) for tensor in arena.tensors)
         return LayerArena(arena.cluster_size, *shared)
 
     @property
@@ -50,7 +48,6 @@ class IndexShape:
             units=units,
             head_dim=self.head_dim,
             cluster_size=self.cluster_size,
-            dtype=self.dtype,
             device=device,
         )
 
@@ -68,14 +65,9 @@ class IndexShape:
         return int(kv_tokens * self.bytes_per_token(kv_token_bytes, share) / self.unit_bytes) + 1
 
 
-def tensors_of(arena: LayerArena) -> tuple[torch.Tensor, ...]:
-    """The tensors of an arena in the order in which it takes them."""
-    return arena.centroids, arena.spread, arena.members, arena.starts, arena.sizes
-
-
 def split_layers(arena: LayerArena, layers: int) -> list[LayerArena]:
     """One arena for each layer, in the memory of an arena of all layers."""
-    parts = [tensor.view(layers, -1, *tensor.shape[1:]).unbind() for tensor in tensors_of(arena)]
+    parts = [tensor.view(layers, -1, *tensor.shape[1:]).unbind() for tensor in arena.tensors]
     return [LayerArena(arena.cluster_size, *part) for part in zip(*parts, strict=True)]
 
 

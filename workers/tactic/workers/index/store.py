@@ -176,7 +176,7 @@ class IndexStore:
             self._reserved.add(segment)
             segments.append(segment)
         for segment in segments:
-            self._blank(segment)
+            self.arena.blank(segment.unit, segment.length)
         return segments
 
     def give_back(self, segments: Iterable[Segment]) -> None:
@@ -254,14 +254,6 @@ class IndexStore:
         group.remove(segment)
         if not group:
             del self._segments[key]
-
-    def _blank(self, segment: Segment) -> None:
-        """Leaves nothing of an earlier segment that could be taken for the new one."""
-        clusters = self.arena.read(segment.unit, segment.length)
-        clusters.centroids.fill_(torch.nan)
-        clusters.spread.fill_(torch.nan)
-        for field in (clusters.members, clusters.starts, clusters.sizes):
-            field.fill_(-1)
 
     def _reclaim(self, units: int) -> None:
         """Frees unused segments until `units` are free in one run: stale, then superseded, then oldest."""

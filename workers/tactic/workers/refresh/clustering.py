@@ -44,7 +44,8 @@ class ClusteringWorker:
         mps.join(config)
         self._device = None if config.placement == "colocated" else _device(gpu)
         self._pace = Pace(config.actual_duty)
-        self._mappings = Mappings(gpus=config.placement != "cpu")
+        own = self._device if self._device is not None and self._device.type == "cuda" else None
+        self._mappings = Mappings(gpus=config.placement != "cpu", device=own)
         self._done = 0
         self._failed = 0
         self._began: float | None = None
@@ -101,11 +102,10 @@ class ClusteringWorker:
 
     def cluster_mapped(self, job: RefreshJob, pools: MappedPools) -> RefreshReply:
         """Does a job in the pools of the rank that asks; its answer."""
-        there = pools.keys[0].device
-        device = self._device or there
-        self._pace.uses(device, there)
+        device = pools.keys[0].device
+        self._pace.uses(device)
         with self._pace as pace, on(device):
-            cluster_in_place(job, pools, device, pace.rest)
+            cluster_in_place(job, pools, pace.rest)
         self._done += 1
         return RefreshReply(job.job_id)
 

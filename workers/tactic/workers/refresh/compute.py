@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 
 import torch
 
 from tactic.kernels.index import Clusters
 from tactic.kernels.kmeans import kmeans, kmeans_pool
+from tactic.kernels.kmeans.naive import centroid_dtype
 from tactic.workers.refresh.messages import Piece, RefreshJob
 from tactic.workers.refresh.pools import MappedPools
 
@@ -19,15 +19,15 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def cluster_in_place(
-    job: RefreshJob, pools: MappedPools, device: torch.device, rest: Callable[[], None]
-) -> None:
+def cluster_in_place(job: RefreshJob, pools: MappedPools, rest: Callable[[], None]) -> None:
     """Clusters each piece in every layer and KV head, from the pool's keys into the index arenas.
+
+    Kernels run where the pools were mapped. The keys of another GPU are gathered first, as they are read in
+    each iteration; its multiprocessors have no part in it.
 
     Args:
         job: its slots say where the keys lie, its units where the clusters go.
         pools: of the rank that asks.
-        device: where to compute.
         rest: called when the work on a piece in a layer is queued.
     """
     slots = torch.frombuffer(bytearray(job.slots), dtype=torch.int32)
@@ -37,23 +37,12 @@ def cluster_in_place(
             init = None
             if piece.warm_unit is not None:
                 init = arena.read(piece.warm_unit, piece.length).centroids
-            arena.write(piece.unit, _cluster(keys, at, job, init, device))
+            own = keys
+            if pools.remote:
+                own, at = keys[at], torch.arange(piece.length, device=keys.device)
+            clusters = kmeans_pool(own, at[None], job.cluster_size, seed=job.seed, init=init)
+            arena.write(piece.unit, clusters)
             rest()
-
-
-def _cluster(
-    keys: torch.Tensor, at: torch.Tensor, job: RefreshJob, init: torch.Tensor | None, device: torch.device
-) -> Clusters:
-    """Clusters of the keys [slots, H, d] at the slots `at` [n], on the keys' device.
-
-    Only that device reaches memory of another process that was mapped on it: all that crosses over is a copy.
-    """
-    if keys.device == device:
-        return kmeans_pool(keys, at[None], job.cluster_size, seed=job.seed, init=init)
-    own = keys[at].transpose(0, 1).contiguous().to(device)
-    init = None if init is None else init.contiguous().to(device)
-    made = kmeans(own, job.cluster_size, seed=job.seed, init=init)
-    return Clusters(*(getattr(made, field.name).to(keys.device) for field in fields(made)))
 
 
 def cluster_pieces(
@@ -94,7 +83,7 @@ def validated(
         tensors: as `flatten` gives them.
         lengths: positions of each piece.
         cluster_size: as asked for.
-        like: keys [B, n, d] or an empty tensor with their dtype and trailing dimension, B = L * H first.
+        like: keys [B, n, d], or none of them [B, 0, d], B = L * H.
 
     Raises:
         ValueError: shapes or dtypes differ, a number is not finite, or the members are not a partition.
@@ -107,7 +96,7 @@ def validated(
         clusters = Clusters(*tensors[5 * i : 5 * i + 5])
         k = -(-n // cluster_size)
         expected = {
-            "centroids": ((problems, k, dim), like.dtype),
+            "centroids": ((problems, k, dim), centroid_dtype(like.dtype)),
             "spread": ((problems, k), torch.float32),
             "members": ((problems, n), torch.int16),
             "starts": ((problems, k), torch.int32),

@@ -13,8 +13,15 @@ import msgspec
 import torch
 
 from tactic.kernels.index import LayerArena
-from tactic.workers.index.memory import split_layers, tensors_of
-from tactic.workers.sharing.handles import CudaHandle, Handle, NotSharedError, attach, export
+from tactic.workers.index.memory import split_layers
+from tactic.workers.sharing.handles import (
+    CudaHandle,
+    Handle,
+    NotSharedError,
+    attach,
+    device_uuid,
+    export,
+)
 from tactic.workers.sharing.host import host_identity
 from tactic.workers.sharing.process import when_ended
 
@@ -30,7 +37,7 @@ class SharedPools(msgspec.Struct, frozen=True):
         pid: of the exporting process.
         cluster_size: average members of a cluster.
         keys: of each layer, [slots, H, d].
-        index: centroids, spread, members, starts and sizes of all layers' arenas, [L * H, …].
+        index: the arrays of an arena of all layers, [L * H, …].
     """
 
     name: str
@@ -48,10 +55,17 @@ class SharedPools(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class MappedPools:
-    """A rank's keys [slots, H, d] and index arenas by layer, in the memory of the rank's own process."""
+    """A rank's keys and index, in the memory of the rank's own process.
+
+    Attributes:
+        keys: of each layer, [slots, H, d].
+        arenas: of each layer.
+        remote: they lie on another GPU than the one that reaches them.
+    """
 
     keys: list[torch.Tensor]
     arenas: list[LayerArena]
+    remote: bool
 
 
 def share_pools(keys: Sequence[torch.Tensor], arena: LayerArena) -> SharedPools:
@@ -70,7 +84,7 @@ def share_pools(keys: Sequence[torch.Tensor], arena: LayerArena) -> SharedPools:
         pid=os.getpid(),
         cluster_size=arena.cluster_size,
         keys=tuple(export(layer) for layer in keys),
-        index=tuple(export(tensor) for tensor in tensors_of(arena)),
+        index=tuple(export(tensor) for tensor in arena.tensors),
     )
 
 
@@ -79,10 +93,12 @@ class Mappings:
 
     Args:
         gpus: whether this process may use GPUs.
+        device: GPU from which GPU memory is to be reached; by default the one on which it lies.
     """
 
-    def __init__(self, *, gpus: bool) -> None:
+    def __init__(self, *, gpus: bool, device: torch.device | None = None) -> None:
         self._gpus = gpus
+        self._device = device
         self._lock = threading.Lock()
         self._mapped: dict[str, MappedPools] = {}
 
@@ -106,19 +122,26 @@ class Mappings:
             raise NotSharedError("the engine runs on another host, or in another container")
         if pools.on_gpu and not self._gpus:
             raise NotSharedError("the engine's memory is on a GPU, and the clustering actor is not")
-        index = [attach(handle, pools.pid) for handle in pools.index]
-        arena = LayerArena(pools.cluster_size, *index)
-        mapped = MappedPools(
-            [attach(handle, pools.pid) for handle in pools.keys], split_layers(arena, len(pools.keys))
+        keys, index = (
+            [attach(handle, pools.pid, self._device) for handle in handles]
+            for handles in (pools.keys, pools.index)
         )
+        arena = LayerArena(pools.cluster_size, *index)
+        mapped = MappedPools(keys, split_layers(arena, len(keys)), self._is_remote(pools.keys[0]))
         try:
             # Memory that is mapped stays taken when its process has ended, and the next one may need it.
             when_ended(pools.pid, lambda: self._drop(pools))
         except ProcessLookupError as error:
             raise NotSharedError(f"process {pools.pid} has ended") from error
-        size = sum(t.nbytes for t in (*mapped.keys, *index))
-        logger.info("mapped %.2f GB of process %d", size / 1e9, pools.pid)
+        size = sum(tensor.nbytes for tensor in (*keys, *index))
+        where = " on another GPU" if mapped.remote else ""
+        logger.info("mapped %.2f GB of process %d%s", size / 1e9, pools.pid, where)
         return mapped
+
+    def _is_remote(self, handle: Handle) -> bool:
+        if self._device is None or not isinstance(handle, CudaHandle):
+            return False
+        return handle.device != device_uuid(self._device)
 
     def _drop(self, pools: SharedPools) -> None:
         with self._lock:

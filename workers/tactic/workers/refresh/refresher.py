@@ -279,11 +279,12 @@ class Refresher:
         """
         arena = self.store.arena
         if reply.tensors:
+            keys = self._read_keys(job.slots[:0]).flatten(0, 1)
             lengths = [segment.length for segment in job.segments]
             tensors = messages.unpack(reply.tensors, frames)
             for segment, clusters in zip(
                 job.segments,
-                validated(tensors, lengths, self._cluster_size, arena.centroids[:, :0]),
+                validated(tensors, lengths, self._cluster_size, keys),
                 strict=True,
             ):
                 arena.write(segment.unit, clusters)

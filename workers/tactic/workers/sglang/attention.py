@@ -119,6 +119,7 @@ class CompiledAttention(SparseAttention):
         table: as for the base class.
         options: as for the base class.
         query_heads: of this rank.
+        dtype: of the queries.
         processors: multiprocessors of the device.
         fit: settings of the estimator `fit`; None saves its launches, and requests for it read everything.
     """
@@ -132,11 +133,13 @@ class CompiledAttention(SparseAttention):
         options: DecodeOptions,
         *,
         query_heads: int,
+        dtype: torch.dtype,
         processors: int,
         fit: Fit | None,
     ) -> None:
         super().__init__(pool, req_to_token, arenas, table, options)
         self._query_heads = query_heads
+        self._dtype = dtype
         self._processors = processors
         self._fit = fit
         # Of the largest batch so far, whose memory the smaller ones share.
@@ -190,8 +193,8 @@ class CompiledAttention(SparseAttention):
     def _prepare(self, batch: int) -> None:
         """One runner's buffers serve all layers, but each layer keeps what it read, and its trace."""
         arena = self.arenas[0]
-        heads, _, dim = arena.centroids.shape
-        device = arena.centroids.device
+        heads, _, dim = arena.codes.shape
+        device = arena.codes.device
         if self._whole is None or batch > self._whole.batch:
             self._whole = DecodeRunner.create(
                 batch=batch,
@@ -206,7 +209,7 @@ class CompiledAttention(SparseAttention):
                 fit=self._fit,
             )
             self._traces = [
-                Trace.create(batch, self._query_heads, dim, dtype=arena.centroids.dtype, device=device)
+                Trace.create(batch, self._query_heads, dim, dtype=self._dtype, device=device)
                 for arena in self.arenas
             ]
         runner = self._whole.shrink(batch)
@@ -228,12 +231,13 @@ def make_attention(
 ) -> SparseAttention:
     """The chain for the device of SGLang's ModelRunner; `estimator` is that of requests that name none."""
     parts = (runner.token_to_kv_pool, runner.req_to_token_pool.req_to_token, arenas, table, options)
-    device = arenas[0].centroids.device
+    device = arenas[0].codes.device
     if device.type != "cuda":
         return NaiveAttention(*parts)
     return CompiledAttention(
         *parts,
         query_heads=runner.model_config.num_attention_heads // runner.ps.tp_size,
+        dtype=runner.dtype,
         processors=torch.cuda.get_device_properties(device).multi_processor_count,
         fit=Fit.from_options(options) if estimator == Fit.name else None,
     )

@@ -108,7 +108,6 @@ def _add_index_bytes(cell_size: int, _self: Any, configurator: Any, num_layers: 
         kv_heads=model.get_num_kv_heads(get_parallel().attn_tp_size),
         head_dim=model.head_dim,
         cluster_size=config.cluster_size,
-        dtype=model.dtype,
     )
     return cell_size + int(shape.bytes_per_token(cell_size, config.memory_share))
 

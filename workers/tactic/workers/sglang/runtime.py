@@ -71,7 +71,6 @@ class TacticRuntime:
             kv_heads=keys.shape[1],
             head_dim=keys.shape[2],
             cluster_size=index.cluster_size,
-            dtype=runner.dtype,
         )
         kv_bytes = int(sum(self.pool.get_kv_size_bytes()))
         kv_tokens = self._kv_tokens = int(runner.max_total_num_tokens)

@@ -61,14 +61,20 @@ def export(tensor: torch.Tensor) -> Handle:
     )
 
 
-def attach(handle: Handle, pid: int) -> torch.Tensor:
+def attach(handle: Handle, pid: int, device: torch.device | None = None) -> torch.Tensor:
     """Maps a tensor that process `pid` of this host exported: the same memory, not a copy.
 
+    Args:
+        handle: of the tensor.
+        pid: of the exporting process.
+        device: GPU from which GPU memory is to be reached, by peer access where it lies on another one; the
+            one on which it lies by default.
+
     Raises:
-        NotSharedError: the process is gone, its memory may not be opened, or its GPU is not visible here.
+        NotSharedError: the process is gone, its memory may not be opened, or its GPU is out of reach.
     """
     if isinstance(handle, CudaHandle):
-        return _attach_cuda(handle)
+        return _attach_cuda(handle, device)
     try:
         whole = map_file(MemoryFile(handle.fd, handle.name), pid)
     except OSError as error:
@@ -87,12 +93,16 @@ def _export_cuda(tensor: torch.Tensor) -> CudaHandle:
     return CudaHandle(device_uuid(tensor.device), pickle.dumps(arguments))
 
 
-def _attach_cuda(handle: CudaHandle) -> torch.Tensor:
-    visible = {device_uuid(torch.device("cuda", i)): i for i in range(torch.cuda.device_count())}
-    if handle.device not in visible:
-        raise NotSharedError(f"GPU {handle.device} is not visible to this process")
+def _attach_cuda(handle: CudaHandle, device: torch.device | None) -> torch.Tensor:
     arguments: list[Any] = list(pickle.loads(handle.rebuild))
-    arguments[DEVICE_ARGUMENT] = visible[handle.device]
+    if device is None:
+        visible = {device_uuid(torch.device("cuda", i)): i for i in range(torch.cuda.device_count())}
+        if handle.device not in visible:
+            raise NotSharedError(f"GPU {handle.device} is not visible to this process")
+        arguments[DEVICE_ARGUMENT] = visible[handle.device]
+    else:
+        # CUDA maps it for the GPU that is current when it is opened.
+        arguments[DEVICE_ARGUMENT] = device.index
     try:
         tensor: torch.Tensor = rebuild_cuda_tensor(*arguments)  # type: ignore[no-untyped-call]  # torch
     except RuntimeError as error:

@@ -55,7 +55,8 @@ def test_one_segment_and_the_whole_context_are_the_same_problem() -> None:
     built = BuildIndex()(Layer(0, keys, sinks=0))
     index, whole = Partition.of_index(built.clusters), global_kmeans(keys, 32)
     assert torch.equal(index.labels, whole.labels)
-    torch.testing.assert_close(index.centroids, whole.centroids)
+    step = float(whole.centroids.abs().max()) / 127
+    torch.testing.assert_close(index.centroids, whole.centroids, atol=0.51 * step, rtol=0)
 
 
 def test_positions_in_no_cluster_are_left_out() -> None:

@@ -50,7 +50,7 @@ def test_disjoint_heads_inflate_by_the_size_of_the_group(make_step: Callable[...
     assert mean(divergence[0]["jaccard"]) == 0
     assert mean(divergence[0]["inflation"]) == GROUP
     read = {row["rule"]: mean(row["read"]) for row in rules}
-    assert read["sum, every head reaches P"] == pytest.approx(read[UNION], rel=0.02), (
+    assert read["sum, every head reaches P"] == pytest.approx(read[UNION], rel=0.05), (
         "there is nothing to share"
     )
     success = {row["rule"]: mean(row["success"]) for row in rules}

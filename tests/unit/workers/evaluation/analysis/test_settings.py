@@ -40,7 +40,7 @@ def test_every_cluster_size_has_its_quality_and_cost(capture: Capture) -> None:
     assert [row["cluster size"] for row in cost.rows] == list(CLUSTER_SIZES)
     sizes = [mean(row["index MB"]) for row in cost.rows]
     assert sizes == sorted(sizes, reverse=True)
-    # Per position and head: 2 bytes of member, and a centroid, spread, start and size for every 16.
+    # Per position and head: 2 bytes of member; for every 16: codes and a factor, spread, start, size.
     shares = [mean(row["index / KV"]) for row in cost.rows]
-    assert shares[0] == pytest.approx((2 + (16 * 4 + 12) / 16) / (2 * 16 * 4), rel=0.01)
+    assert shares[0] == pytest.approx((2 + (16 + 16) / 16) / (2 * 16 * 4), rel=0.01)
     assert all(mean(row[name]) > 0 for row in cost.rows for name in ("build ms", "decode ms", "dense ms"))
