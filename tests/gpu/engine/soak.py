@@ -44,6 +44,8 @@ from tactic.workers.config import IndexConfig, RefreshConfig
 from tactic.workers.refresh.messages import Gauges, Hello, RefreshJob, RequestReport
 
 MOVES = {"join": 80.0, "abort": 20.0}
+SHARED = 3
+"""Prompts that requests have the beginning of in common, of each kind."""
 LENGTHS = (1, 4, 16, 60, 200)
 """Tokens of an answer."""
 EXACT: tuple[dict[str, Any], ...] = (
@@ -199,8 +201,8 @@ class Soak:
     async def _request(self, name: str, tokens: int = 0, *, clock: bool = False) -> None:
         """One request to its end, whatever that is, and its check."""
         tokens = tokens or self.random.choice(LENGTHS)
-        prompt = self._prompt(self.random.randint(16, self.longest - tokens))
         exact = self.random.random() < 0.5
+        prompt = self._prompt(self.random.randint(16, self.longest - tokens), exact=exact)
         tactic = self.random.choice(EXACT if exact else SPARSE)
         answer: list[int] = []
         about = tactic | {"prompt": len(prompt), "asked_for": tokens}
@@ -229,11 +231,16 @@ class Soak:
                 about["reused"] = int(meta.get("cached_tokens") or 0)
                 self.seen["retracted"] += about["retracted"]
 
-    def _prompt(self, length: int) -> list[int]:
-        """Some share a prefix, whose index they find."""
+    def _prompt(self, length: int, *, exact: bool) -> list[int]:
+        """Some share a prefix, whose index they find.
+
+        Those whose answers are checked share none with others: what another request has generated from the
+        same prompt is found in the prefix cache, too, as sparse attention computed it.
+        """
         if self.random.random() < 0.5:
-            return random_prompt(self.longest, self.random.randrange(3), self.vocabulary)[:length]
-        return random_prompt(length, self.random.randrange(10**6) + 3, self.vocabulary)
+            which = self.random.randrange(SHARED) + SHARED * exact
+            return random_prompt(self.longest, which, self.vocabulary)[:length]
+        return random_prompt(length, self.random.randrange(10**6) + 2 * SHARED, self.vocabulary)
 
     def _name(self) -> str:
         """Of one length: SGLang aborts by prefix."""

@@ -177,7 +177,7 @@ def measure(name: str, work: Workload, estimator: str, threshold: float, bandwid
     row.kernels_us = kernel_times(chain)
     row.plan_us = graph_us([partial(runner.plan, work.table, options, work.request_slots, work.seq_lens)])
     position_bytes = 4 * dim + 6  # key, value, the member's number, its slot
-    cluster_bytes = 2 * dim + 12  # centroid, spread, first member, size
+    cluster_bytes = dim + 16  # codes, their factor, spread, first member, size
     moved = row.read_per_kv_head * position_bytes + context / first.arena.cluster_size * cluster_bytes
     row.floor_us = batch * heads * moved / bandwidth
     row.chain_over_floor = row.chain_us / row.floor_us

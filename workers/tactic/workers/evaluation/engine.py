@@ -32,6 +32,7 @@ from tactic.workers.evaluation.tasks.registry import TASKS
 from tactic.workers.sglang.checks import UnsupportedError, check_checkpoint
 
 DENSE = Dense.name
+ALL = "all"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -129,39 +130,53 @@ def _result(arguments: Namespace, replies: Sequence[Reply], seconds: float) -> R
     return Result(
         question="engine",
         arguments=given(arguments),
-        tables=[_table(replies)],
+        tables=tables(replies),
         device=device_name(pick_device(arguments.device)),
         seconds=seconds,
         data={"replies": [asdict(each) for each in replies]},
     )
 
 
-def _table(replies: Sequence[Reply]) -> Table:
+def tables(replies: Sequence[Reply]) -> list[Table]:
+    """Accuracy by context and over all of them, then by task."""
     dense = {(each.context, each.task, each.seed): each for each in replies if each.mode == DENSE}
-    groups: dict[tuple[int, str], list[Reply]] = {}
-    for each in replies:
-        groups.setdefault((each.context, each.mode), []).append(each)
-    rows: list[Row] = []
-    for (context, mode), group in sorted(groups.items(), key=lambda item: item[0][0]):
-        pairs = [(each, dense[each.context, each.task, each.seed]) for each in group]
-        tasks, ones = [each.task for each in group], [1.0] * len(group)
-        rows.append(
-            {
-                "context": context,
-                "mode": mode,
-                "accuracy %": ratio_interval([100 * each.score for each in group], ones, tasks),
-                "lost against dense, points": ratio_interval(
-                    [100 * (other.score - each.score) for each, other in pairs], ones, tasks
-                ),
-                "same tokens as dense %": 100 * sum(a.tokens == b.tokens for a, b in pairs) / len(pairs),
-                "read %": 100 * sum(each.read for each in group) / len(group),
-                "asked": len(group),
-            }
-        )
-    return Table(
-        "Through the engine",
-        "SGLang with the tactic backend; an answer's first token comes from the dense prefill. P = 1 reads "
-        "everything through the index. Accuracy as RULER scores; ± is half of a 95 % interval over contexts "
-        "within tasks (Student's t).",
-        rows,
-    )
+    by_context: dict[tuple[int | str, str], list[Reply]] = {}
+    by_task: dict[tuple[str, str], list[Reply]] = {}
+    for each in sorted(replies, key=lambda reply: reply.context):
+        by_context.setdefault((each.context, each.mode), []).append(each)
+        by_task.setdefault((each.task, each.mode), []).append(each)
+    several = len({each.context for each in replies}) > 1
+    for each in replies if several else ():
+        by_context.setdefault((ALL, each.mode), []).append(each)
+    return [
+        Table(
+            "Through the engine",
+            "SGLang with the tactic backend; an answer's first token comes from the dense prefill. P = 1 "
+            "reads everything through the index. Accuracy as RULER scores; ± is half of a 95 % interval over "
+            "questions within tasks and contexts (Student's t); losses are those of the same questions.",
+            [
+                {"context": context, "mode": mode, **_row(group, dense)}
+                for (context, mode), group in by_context.items()
+            ],
+        ),
+        Table(
+            "By task",
+            "The same, over all contexts.",
+            [{"task": task, "mode": mode, **_row(group, dense)} for (task, mode), group in by_task.items()],
+        ),
+    ]
+
+
+def _row(group: Sequence[Reply], dense: dict[tuple[int, str, int], Reply]) -> Row:
+    pairs = [(each, dense[each.context, each.task, each.seed]) for each in group]
+    strata, ones = [(each.task, each.context) for each in group], [1.0] * len(group)
+    lost = [100 * (other.score - each.score) for each, other in pairs]
+    return {
+        "accuracy %": ratio_interval([100 * each.score for each in group], ones, strata),
+        "lost against dense, points": ratio_interval(lost, ones, strata),
+        "worse": sum(each > 0 for each in lost),
+        "better": sum(each < 0 for each in lost),
+        "same tokens as dense %": 100 * sum(a.tokens == b.tokens for a, b in pairs) / len(pairs),
+        "read %": 100 * sum(each.read for each in group) / len(group),
+        "asked": len(group),
+    }

@@ -318,6 +318,9 @@ class IndexStore:
                 f"segment at {segment.start}: {segment.users} users counted"
             )
         known = {id(segment) for segment in segments}
+        table = self.table
+        columns = [column.cpu() for column in (table.unit, table.start, table.length)]
+        count = table.count.cpu()
         for slot, row in self._rows.items():
             end = 0
             for i, segment in enumerate(row.segments):
@@ -325,19 +328,15 @@ class IndexStore:
                 assert segment.start == end, (
                     f"row {slot}: segment {i} starts at {segment.start}, not at {end}"
                 )
-                shown = [
-                    int(column[slot, i]) for column in (self.table.unit, self.table.start, self.table.length)
-                ]
+                shown = [int(column[slot, i]) for column in columns]
                 assert shown == [segment.unit, segment.start, segment.length], (
                     f"row {slot}: table differs at {i}"
                 )
                 end = segment.end
-            assert int(self.table.count[slot]) == len(row.segments), f"row {slot}: table has another count"
-        bound = torch.zeros(self.table.count.shape[0], dtype=torch.bool)
+            assert int(count[slot]) == len(row.segments), f"row {slot}: table has another count"
+        bound = torch.zeros(len(count), dtype=torch.bool)
         bound[list(self._rows)] = True
-        assert not bool((self.table.count.cpu()[~bound] != 0).any()), (
-            "the table shows segments of a free request slot"
-        )
+        assert not bool((count[~bound] != 0).any()), "the table shows segments of a free request slot"
         if deep:
             for segment in segments:
                 for layer, arena in enumerate(self.arenas):
