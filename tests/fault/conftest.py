@@ -20,7 +20,7 @@ async def client(start_stack: Any) -> AsyncIterator[TacticClient]:
         "workers.decode": 2,
         "refresh.timeout_s": 5,
         "engine.max_total_tokens": 32768,
-        "index.memory_share": 0.005,
+        "index.memory_share": 0.0021,
     }
     before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     with start_stack(flags) as own:
