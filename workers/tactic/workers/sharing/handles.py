@@ -94,15 +94,16 @@ def _export_cuda(tensor: torch.Tensor) -> CudaHandle:
 
 
 def _attach_cuda(handle: CudaHandle, device: torch.device | None) -> torch.Tensor:
-    arguments: list[Any] = list(pickle.loads(handle.rebuild))
     if device is None:
         visible = {device_uuid(torch.device("cuda", i)): i for i in range(torch.cuda.device_count())}
         if handle.device not in visible:
             raise NotSharedError(f"GPU {handle.device} is not visible to this process")
-        arguments[DEVICE_ARGUMENT] = visible[handle.device]
+        index: int | None = visible[handle.device]
     else:
         # CUDA maps it for the GPU that is current when it is opened.
-        arguments[DEVICE_ARGUMENT] = device.index
+        index = device.index
+    arguments: list[Any] = list(pickle.loads(handle.rebuild))
+    arguments[DEVICE_ARGUMENT] = index
     try:
         tensor: torch.Tensor = rebuild_cuda_tensor(*arguments)  # type: ignore[no-untyped-call]  # torch
     except RuntimeError as error:
