@@ -21,7 +21,7 @@ class Actor:
 
     def __init__(self) -> None:
         self.worker = ClusteringWorker(RefreshConfig())
-        self._mappings = Mappings(gpus=False)
+        self._mappings = Mappings(torch.device("cpu"))
 
     def answer(self, job: RefreshJob, frames: list[Any], spoil: Spoil | None = None) -> Answer:
         """Does a job; then `spoil` may change the tensors of its result, wherever they are."""

@@ -55,7 +55,7 @@ def engine() -> Iterator[Engine]:
 
 
 def test_another_process_reads_keys_and_writes_clusters(engine: Engine) -> None:
-    mappings = Mappings(gpus=False)
+    mappings = Mappings(torch.device("cpu"))
     mapped = mappings.open(engine.pools)
     assert [float(keys.mean()) for keys in mapped.keys] == [1, 2]
     assert [tuple(arena.sizes.shape) for arena in mapped.arenas] == [(3, 4 * 32)] * 2
@@ -65,7 +65,7 @@ def test_another_process_reads_keys_and_writes_clusters(engine: Engine) -> None:
 
 
 def test_mappings_end_with_the_engine(engine: Engine) -> None:
-    mappings = Mappings(gpus=False)
+    mappings = Mappings(torch.device("cpu"))
     mappings.open(engine.pools)
     engine.process.kill()
     for _ in range(6000):
@@ -84,11 +84,11 @@ def test_what_lies_elsewhere_is_not_mapped() -> None:
     pools = share_pools(keys, arena)
     assert not pools.on_gpu
     with pytest.raises(NotSharedError, match="another host"):
-        Mappings(gpus=False).open(msgspec.structs.replace(pools, host="another"))
+        Mappings(torch.device("cpu")).open(msgspec.structs.replace(pools, host="another"))
     there = msgspec.structs.replace(pools, keys=(CudaHandle("GPU-0", b""),))
     assert there.on_gpu
     with pytest.raises(NotSharedError, match="on a GPU"):
-        Mappings(gpus=False).open(there)
+        Mappings(torch.device("cpu")).open(there)
     if not torch.cuda.is_available():
         with pytest.raises(NotSharedError, match="GPU GPU-0 is not visible"):
-            Mappings(gpus=True).open(there)
+            Mappings(None).open(there)

@@ -44,8 +44,7 @@ class ClusteringWorker:
         mps.join(config)
         self._device = None if config.placement == "colocated" else _device(gpu)
         self._pace = Pace(config.actual_duty)
-        own = self._device if self._device is not None and self._device.type == "cuda" else None
-        self._mappings = Mappings(gpus=config.placement != "cpu", device=own)
+        self._mappings = Mappings(self._device)
         self._done = 0
         self._failed = 0
         self._began: float | None = None

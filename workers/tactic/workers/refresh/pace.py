@@ -24,9 +24,10 @@ class Pace:
         # Only those that are used: to ask another one is to take memory there.
         self._gpus: set[torch.device] = set()
 
-    def uses(self, *devices: torch.device) -> None:
+    def uses(self, device: torch.device) -> None:
         """Says where the actor is about to work."""
-        self._gpus.update(device for device in devices if device.type == "cuda")
+        if device.type == "cuda":
+            self._gpus.add(device)
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()

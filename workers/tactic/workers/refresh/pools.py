@@ -92,12 +92,11 @@ class Mappings:
     """Pools of other processes that this one has mapped: each once, until the other ends.
 
     Args:
-        gpus: whether this process may use GPUs.
-        device: GPU from which GPU memory is to be reached; by default the one on which it lies.
+        device: from which memory is to be reached: the CPU, which reaches no GPU's, or a GPU; None takes the
+            device on which it lies.
     """
 
-    def __init__(self, *, gpus: bool, device: torch.device | None = None) -> None:
-        self._gpus = gpus
+    def __init__(self, device: torch.device | None) -> None:
         self._device = device
         self._lock = threading.Lock()
         self._mapped: dict[str, MappedPools] = {}
@@ -120,7 +119,7 @@ class Mappings:
     def _map(self, pools: SharedPools) -> MappedPools:
         if pools.host != host_identity():
             raise NotSharedError("the engine runs on another host, or in another container")
-        if pools.on_gpu and not self._gpus:
+        if pools.on_gpu and self._device is not None and self._device.type == "cpu":
             raise NotSharedError("the engine's memory is on a GPU, and the clustering actor is not")
         keys, index = (
             [attach(handle, pools.pid, self._device) for handle in handles]

@@ -279,12 +279,12 @@ class Refresher:
         """
         arena = self.store.arena
         if reply.tensors:
-            keys = self._read_keys(job.slots[:0]).flatten(0, 1)
+            none = self._read_keys(job.slots[:0]).flatten(0, 1)  # tells the shape and the dtype of keys
             lengths = [segment.length for segment in job.segments]
             tensors = messages.unpack(reply.tensors, frames)
             for segment, clusters in zip(
                 job.segments,
-                validated(tensors, lengths, self._cluster_size, keys),
+                validated(tensors, lengths, self._cluster_size, none),
                 strict=True,
             ):
                 arena.write(segment.unit, clusters)
