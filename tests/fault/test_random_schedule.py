@@ -116,14 +116,14 @@ class Reader:
         return (out.double().flatten(1) @ self.head).argmax(-1)
 
 
-AMPLE: dict[str, Any] = {"slots": 2400, "units": 150, "columns": 12}
+AMPLE: dict[str, Any] = {"slots": 2400, "units": 110, "columns": 12}
 SCARCE: dict[str, Any] = {"slots": 1100, "units": 12, "columns": 5}
 
 
 @pytest.mark.parametrize(
-    ("scope", "in_place"),
-    [("tail", True), ("full", True), ("tail", False)],
-    ids=["tail", "full", "tail-sent"],
+    ("scope", "in_place", "late"),
+    [("tail", True, True), ("full", True, False), ("tail", False, True)],
+    ids=["tail-late", "full", "tail-sent-late"],
 )
 @pytest.mark.parametrize(
     ("sizes", "moves"),
@@ -131,19 +131,21 @@ SCARCE: dict[str, Any] = {"slots": 1100, "units": 12, "columns": 5}
     ids=["long", "scarce", "short"],
 )
 def test_no_schedule_breaks_the_index_or_changes_a_token(
-    sizes: dict[str, Any], moves: dict[str, float], scope: str, in_place: bool
+    sizes: dict[str, Any], moves: dict[str, float], scope: str, in_place: bool, late: bool
 ) -> None:
     pools = Pools(rows=4, **sizes)
     reader = Reader(pools)
-    schedule = Schedule(pools, seed=0, moves=moves, scope=scope, in_place=in_place, check=reader.check)
+    schedule = Schedule(
+        pools, seed=0, moves=moves, scope=scope, in_place=in_place, late=late, check=reader.check
+    )
     schedule.run(EVENTS)
     pools.check()
     seen, counters = schedule.seen, pools.store.counters
     outcomes = ["published", "request_ended"]
     if moves is Schedule.MOVES:
         outcomes += ["slots_moved", "invalid_result", "actor_died", "timeout"]
-    late = {"write_late", "end"}
-    for event in (*(moves if in_place else moves.keys() - late), "reused", *outcomes):
+    in_memory = {"write_late", "end"}
+    for event in (*(moves if in_place else moves.keys() - in_memory), "reused", *outcomes):
         assert seen[event] > 0, f"{event} did not happen: {seen}"
     assert reader.tokens > EVENTS
     assert reader.read_less > EVENTS / 4

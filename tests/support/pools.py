@@ -105,8 +105,11 @@ class Pools:
         """Slot ids of all positions of a request."""
         return self.req_to_token[slot, : self.lengths[slot]].clone()
 
+    def slots_of(self, slot: int, start: int, end: int) -> torch.Tensor:
+        return self.req_to_token[slot, start:end]
+
     def read_slots(self, slot: int, start: int, end: int) -> torch.Tensor:
-        return self.req_to_token[slot, start:end].clone()
+        return self.slots_of(slot, start, end).clone()
 
     def read_keys(self, slots: torch.Tensor) -> torch.Tensor:
         return self.keys[:, slots.long()].transpose(1, 2)

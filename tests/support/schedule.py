@@ -6,7 +6,7 @@ refresher, k-means and attention are the product's.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from actor import Actor, Answer
 from pools import Pools
 
 from tactic.workers.config import RefreshConfig
+from tactic.workers.refresh.deferred import Deferred, Then
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
 
@@ -60,6 +61,27 @@ class Line:
             yield self.replies.pop(0)
 
 
+class LateDeferred(Deferred):
+    """Values come as they were when they were asked for, but some polls later."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__(torch.device("cpu"))
+        self._draw = draw
+        self._late: list[Callable[[], None]] = []
+
+    def when_here(self, values: Sequence[torch.Tensor], then: Then) -> None:
+        copies = [value.clone() for value in values]
+        self._late.append(lambda: then(copies))
+
+    def advance(self) -> None:
+        late, self._late = self._late, []
+        for go_on in late:
+            if self._draw.random() < 0.5:
+                go_on()
+            else:
+                self._late.append(go_on)
+
+
 class Schedule:
     """Moves of the engine and of the clustering actor; `check` is called after each.
 
@@ -69,6 +91,7 @@ class Schedule:
         moves: how often each is drawn.
         scope: of refreshes.
         in_place: clustering actors can map the pools; else keys and clusters are sent.
+        late: the host is ahead of the device, as with GPUs.
         check: raises if something is wrong.
     """
 
@@ -113,6 +136,7 @@ class Schedule:
         moves: Mapping[str, float],
         scope: str,
         in_place: bool,
+        late: bool,
         check: Callable[["Schedule"], None],
     ) -> None:
         self.pools = pools
@@ -141,7 +165,8 @@ class Schedule:
             cluster_size=pools.CLUSTER,
             pools=pools.share() if in_place else None,
             read_keys=pools.read_keys,
-            read_slots=pools.read_slots,
+            slots_of=pools.slots_of,
+            deferred=LateDeferred(self.random) if late else Deferred(torch.device("cpu")),
         )
 
     def run(self, events: int) -> None:
@@ -242,6 +267,7 @@ class Schedule:
         new = self.pools.write(end - start, request.contents[:, :, start:end])
         self.holders.update(new.tolist())
         self.pools.req_to_token[request.slot, start:end] = new
+        self.pools.row(request.slot).takeovers += 1
         self._drop(old)
         return True
 

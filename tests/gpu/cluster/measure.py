@@ -9,6 +9,7 @@
 | `million` | the same at a million tokens |
 | `refresh` | p99 time per token with one rank, with a clustering worker at work on the other GPU, and idle |
 | `killed` | a deployment of two decode workers under load, one killed; needs an installed `tactic` |
+| `dedicated` | `refresh` in a deployment, where the worker is Ray's actor on the GPU that Ray gives it |
 
 One engine runs both backends, one after the other (`tests/gpu/engine/dense_switch.py`), and `speed` and
 `million` prefill without attention (`skip_attention.py`). The results go to --out as JSON and, as a table,
@@ -21,11 +22,12 @@ import asyncio
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,43 +167,84 @@ def refresh(arguments: Namespace) -> Figures:
 
 def killed(arguments: Namespace) -> Figures:
     """Two decode workers, placed by Ray, one of them killed."""
+
+    async def run(client: Any) -> dict[str, Any]:
+        from killed import lose_a_worker
+
+        return await lose_a_worker(
+            client,
+            sessions=arguments.sessions,
+            context=8000,
+            turns=4,
+            tokens=arguments.tokens,
+            back_within_s=arguments.back_within,
+        )
+
+    flags = {
+        "engine.model_path": arguments.talker,
+        "engine.context_length": 32768,
+        "engine.max_total_tokens": 524_288,
+        "workers.decode": 2,
+        "index.min_clustered": 1024,
+        "refresh.interval": 64,
+    }
+    yield from _deployed(flags | arguments.flags, run)
+
+
+def dedicated(arguments: Namespace) -> Figures:
+    """A decode worker and a clustering worker, placed by Ray on a GPU each; random weights of the shape."""
+
+    async def run(client: Any) -> dict[str, Any]:
+        from dedicated import beside_refreshes
+
+        return await beside_refreshes(
+            client, context=2 * arguments.contexts[0] // 5, seconds=arguments.seconds / 2, rounds=3
+        )
+
+    with tempfile.TemporaryDirectory(prefix="tactic-checkpoint-") as folder:
+        _write_shape(Path(folder), arguments)
+        flags = {
+            "engine.model_path": folder,
+            "engine.random_weights": True,
+            "engine.context_length": 131_072,
+            "engine.max_total_tokens": 262_144,
+            "index.min_clustered": 1024,
+            "refresh.placement": "dedicated",
+            "refresh.interval": 256,
+        }
+        yield from _deployed(flags | arguments.flags, run)
+
+
+def _write_shape(folder: Path, arguments: Namespace) -> None:
+    """A checkpoint without weights: the shape's configuration, and the talker's tokenizer."""
+    talker = Path(arguments.talker)
+    for file in talker.glob("*token*.json"):
+        shutil.copy(file, folder)
+    own = json.loads((talker / "config.json").read_text())
+    vocabulary = {name: own[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+    (folder / "config.json").write_text(json.dumps(SHAPES[arguments.model] | vocabulary))
+
+
+def _deployed(flags: dict[str, Any], run: Callable[[Any], Awaitable[dict[str, Any]]]) -> Figures:
+    """Figures that `run` finds as a client of a deployment with these settings."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         yield "not_run", f"a deployment needs {', '.join(missing)}: install the `tactic` distribution"
         return
-    from killed import lose_a_worker
-
     from tactic.service.client import TacticClient
     from tactic.service.config import load_settings
     from tactic.service.launch import start
 
+    async def ask(address: str) -> dict[str, Any]:
+        async with TacticClient(address) as client:
+            return await run(client)
+
     with tempfile.TemporaryDirectory(prefix="tactic-cluster-") as folder:
-        flags = {
-            "state_dir": folder,
-            "engine.model_path": arguments.talker,
-            "engine.context_length": 32768,
-            "engine.max_total_tokens": 524_288,
-            "frontend.port": 0,
-            "workers.decode": 2,
-            "index.min_clustered": 1024,
-            "refresh.interval": 64,
-        }
-
-        async def run(address: str) -> dict[str, Any]:
-            async with TacticClient(address) as client:
-                return await lose_a_worker(
-                    client,
-                    sessions=arguments.sessions,
-                    context=8000,
-                    turns=4,
-                    tokens=arguments.tokens,
-                    back_within_s=arguments.back_within,
-                )
-
+        settings = load_settings(flags | {"state_dir": folder, "frontend.port": 0}).settings
         began = time.monotonic()
-        with start(load_settings(flags | arguments.flags).settings, progress=print) as deployment:
+        with start(settings, progress=print) as deployment:
             yield "start_s", time.monotonic() - began
-            yield from asyncio.run(run(deployment.address)).items()
+            yield from asyncio.run(ask(deployment.address)).items()
 
 
 PARTS: dict[str, Part] = {
@@ -209,6 +252,7 @@ PARTS: dict[str, Part] = {
     "speed": speed,
     "refresh": refresh,
     "killed": killed,
+    "dedicated": dedicated,
     "million": million,
 }
 
@@ -230,7 +274,12 @@ def main() -> int:
     parser.add_argument("--layers-of-equal", type=int, default=8, help="of the checkpoint that it writes")
     parser.add_argument("--longest", type=int, default=1_000_000, help="context of `million`")
     parser.add_argument("--steps", type=int, default=150, help="tokens timed")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of `refresh`, idle and at work each")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of `refresh`, idle and at work each; half of it for each stretch of `dedicated`",
+    )
     parser.add_argument("--sessions", type=int, default=16, help="that talk at once in `killed`")
     parser.add_argument(
         "--back-within", type=float, default=90.0, help="seconds that `killed` waits for the killed worker"
@@ -287,8 +336,9 @@ def table(results: dict[str, Any]) -> str:
                 rows.append(
                     (f"{part}, {context}, {layers} layers", f"dense and tactic {times}: {ratio:.2f}x")
                 )
-    if "p99_ratio" in results.get("refresh", {}):
-        rows.append(("refresh, p99 busy / idle", f"{results['refresh']['p99_ratio']:.3f}"))
+    for part in ("refresh", "dedicated"):
+        if "p99_ratio" in results.get(part, {}):
+            rows.append((f"{part}, p99 busy / idle", f"{results[part]['p99_ratio']:.3f}"))
     for name in ("not_run", "acknowledged_turns", "lost", "longest_pause_s", "worker_back_after_s"):
         if name in results.get("killed", {}):
             rows.append((f"killed, {name}", f"{results['killed'][name]}"))
@@ -312,7 +362,12 @@ def _prepare_dry_run(arguments: Namespace) -> None:
     arguments.lengths, arguments.contexts, arguments.longest = [300, 2500], [6000], 12_000
     arguments.tokens, arguments.steps, arguments.sessions, arguments.seconds = 16, 20, 4, 2.0
     arguments.engine = {"max_total_tokens": 20_000}
-    arguments.flags = {"engine.max_total_tokens": 65_536, "engine.threads": 1}
+    arguments.flags = {
+        "engine.max_total_tokens": 65_536,
+        "engine.context_length": 32_768,
+        "engine.threads": 1,
+        "refresh.placement": "cpu",
+    }
 
 
 def _load(path: str) -> Any:

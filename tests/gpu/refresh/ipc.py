@@ -17,9 +17,9 @@ from apparatus import Actor
 
 from tactic.workers.config import RefreshConfig
 from tactic.workers.index.memory import IndexShape, split_layers
-from tactic.workers.refresh.compute import check_partition
 from tactic.workers.refresh.messages import Piece, RefreshJob
 from tactic.workers.refresh.pools import share_pools
+from tactic.workers.refresh.verify import faults
 from tactic.workers.sharing import memory
 
 POSITIONS = 4096
@@ -48,7 +48,7 @@ def main() -> None:
             began = time.monotonic()
             _, worked = actor.work(job)
             print(f"job {number}: {time.monotonic() - began:.3f} s, of which work {worked:.3f} s", flush=True)
-    check_partition(arena.read(piece.unit, POSITIONS), POSITIONS, 0)
+    assert not faults(arena.read(piece.unit, POSITIONS)).any()
     for layer, part in zip(keys, split_layers(arena, shape.layers), strict=True):
         clusters = part.read(piece.unit, POSITIONS)
         own = layer[slots.to(device, torch.int64)].float().transpose(0, 1)

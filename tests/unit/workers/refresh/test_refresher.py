@@ -1,7 +1,7 @@
 """The scheduler's half of a refresh, over a real link, with real k-means on the other side."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,29 @@ from tactic.workers.decode.hub import SchedulerHub
 from tactic.workers.index.segment import Segment
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import flatten
+from tactic.workers.refresh.deferred import Deferred, Then
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
 
 INTERVAL = 64
+
+
+class Late(Deferred):
+    """A device that comes to what is queued when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.queued: list[tuple[list[torch.Tensor], Then]] = []
+        self.reached = False
+
+    def when_here(self, values: Sequence[torch.Tensor], then: Then) -> None:
+        self.queued.append(([value.clone() for value in values], then))
+
+    def advance(self) -> None:
+        while self.reached and self.queued:
+            values, then = self.queued.pop(0)
+            then(values)
 
 
 @dataclass
@@ -72,7 +90,9 @@ def in_place(request: pytest.FixtureRequest) -> bool:
 async def make_bench(make_pools: Callable[..., Any], in_place: bool) -> AsyncIterator[MakeBench]:
     opened: list[Any] = []
 
-    def make(scope: str = "tail", interval: int = INTERVAL, **sizes: int) -> Bench:
+    def make(
+        scope: str = "tail", interval: int = INTERVAL, deferred: Deferred | None = None, **sizes: int
+    ) -> Bench:
         pools = make_pools(**sizes)
         hub = SchedulerHub(ranks=1)
         jobs: asyncio.Queue[tuple[RefreshJob, list[bytes]]] = asyncio.Queue()
@@ -91,7 +111,8 @@ async def make_bench(make_pools: Callable[..., Any], in_place: bool) -> AsyncIte
             cluster_size=pools.CLUSTER,
             pools=pools.share() if in_place else None,
             read_keys=pools.read_keys,
-            read_slots=pools.read_slots,
+            slots_of=pools.slots_of,
+            deferred=deferred or Deferred(torch.device("cpu")),
         )
         return Bench(pools, refresher, hub, jobs, Actor())
 
@@ -428,3 +449,57 @@ class TestInPlace:
         bench.pools.clock.tick(at)
         bench.pools.keys[:, at] += 1
         assert await bench.answer(job, frames) == [(0, "slots_rewritten")]
+
+
+class TestADeviceThatIsBehind:
+    async def answered(self, bench: Bench, late: Late) -> None:
+        """A job's answer has been received, and is being looked at."""
+        late.reached = True
+        bench.pools.admit(0)
+        bench.pools.prefill(0, 104)
+        bench.decode(0, INTERVAL)
+        bench.refresher.poll()
+        reply, views = bench.actor.answer(*await bench.job())
+        late.reached = False
+        await bench.hub.reply(0, reply, [np.frombuffer(view, np.uint8) for view in views])
+        async with asyncio.timeout(10):
+            while not late.queued:
+                assert bench.refresher.poll() == []
+                await asyncio.sleep(0.001)
+
+    async def test_nothing_is_published_before_it_was_looked_at(self, make_bench: MakeBench) -> None:
+        bench = make_bench(deferred=(late := Late()))
+        await self.answered(bench, late)
+        assert bench.refresher.poll() == []
+        assert bench.pools.row(0).version == 1
+        late.reached = True
+        assert bench.refresher.poll() == [(0, "")]
+        bench.pools.check()
+
+    async def test_positions_that_were_taken_over_meanwhile(self, make_bench: MakeBench) -> None:
+        bench = make_bench(deferred=(late := Late()))
+        await self.answered(bench, late)
+        bench.pools.row(0).takeovers += 1
+        late.reached = True
+        assert bench.refresher.poll() == [(0, "slots_moved")]
+        bench.pools.check()
+
+    async def test_a_request_that_ended_meanwhile(self, make_bench: MakeBench) -> None:
+        bench = make_bench(deferred=(late := Late()))
+        await self.answered(bench, late)
+        bench.pools.store.release(0)
+        late.reached = True
+        assert bench.refresher.poll() == [(0, "request_ended")]
+        bench.pools.check()
+
+    async def test_a_request_that_ended_before_memory_was_reserved(self, make_bench: MakeBench) -> None:
+        bench = make_bench(deferred=(late := Late()))
+        bench.pools.admit(0)
+        bench.pools.prefill(0, 104)
+        bench.decode(0, INTERVAL)
+        units = bench.pools.store.units_used
+        bench.pools.store.release(0)
+        late.reached = True
+        assert bench.refresher.poll() == [(0, "request_ended")]
+        assert bench.pools.store.units_used == units
+        bench.pools.check()

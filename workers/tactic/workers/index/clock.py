@@ -24,3 +24,7 @@ class WriteClock:
     def stamps(self, slots: torch.Tensor) -> torch.Tensor:
         """Time of the last write of each of `slots` [n]; int64 on the host."""
         return self._stamps[slots].cpu()
+
+    def latest(self, slots: torch.Tensor) -> torch.Tensor:
+        """Time of the last write of any of `slots` [n > 0]; int64 on the device, without waiting for it."""
+        return self._stamps[slots.to(torch.int64)].max()

@@ -48,6 +48,7 @@ class Row:
         generation: ReqToTokenPool.req_generation of the slot; a slot is valid only with it.
         segments: contiguous from position 0.
         settled: positions below it lie in the slots of the prefix cache, and move no more.
+        takeovers: how often the prefix cache has taken positions over, each of which may have moved them.
         version: 1 when bound, one more at each hot-swap.
     """
 
@@ -55,6 +56,7 @@ class Row:
     generation: int
     segments: list[Segment] = field(default_factory=list)
     settled: int = 0
+    takeovers: int = 0
     version: int = 1
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tactic.kernels.index import LayerArena, SegmentTable, units_in
+from tactic.kernels.upload import upload
 from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.extents import ExtentAllocator
 from tactic.workers.index.memory import split_layers
@@ -258,7 +259,7 @@ class IndexStore:
     def _reclaim(self, units: int) -> None:
         """Frees unused segments until `units` are free in one run: stale, then superseded, then oldest."""
         unused = [segment for segment in self.segments if segment.users == 0]
-        stale = {segment for segment in unused if not self._fresh(segment)}
+        stale = self._stale(unused)
         order = sorted(unused, key=lambda s: (s not in stale, not s.superseded, s.last_used))
         for segment in order:
             if segment not in stale and any(length >= units for _, length in self._extents.runs()):
@@ -271,9 +272,14 @@ class IndexStore:
         self._forget(segment)
         self._extents.release(segment.unit, segment.units)
 
-    def _fresh(self, segment: Segment) -> bool:
-        device = self.table.unit.device
-        return int(self.clock.stamps(segment.slots.to(device, torch.int64)).max()) <= segment.built_at
+    def _stale(self, segments: Sequence[Segment]) -> set[Segment]:
+        """Those whose slots have been written since; the device is read once for all of them."""
+        if not segments:
+            return set()
+        slots = torch.cat([segment.slots for segment in segments])
+        stamps = self.clock.stamps(upload(slots, self.table.unit.device, torch.int64))
+        each = torch.split(stamps, [segment.length for segment in segments])
+        return {s for s, own in zip(segments, each, strict=True) if int(own.max()) > s.built_at}
 
     def _hold(self, segment: Segment) -> None:
         segment.users += 1

@@ -9,7 +9,6 @@ import torch
 
 from tactic.kernels.index import Clusters
 from tactic.kernels.kmeans import kmeans, kmeans_pool
-from tactic.kernels.kmeans.naive import centroid_dtype
 from tactic.workers.refresh.messages import Piece, RefreshJob
 from tactic.workers.refresh.pools import MappedPools
 
@@ -72,59 +71,3 @@ def cluster_pieces(
 def flatten(clusters: Sequence[Clusters]) -> list[torch.Tensor]:
     """The tensors of a reply, in order."""
     return [t for c in clusters for t in (c.centroids, c.spread, c.members, c.starts, c.sizes)]
-
-
-def validated(
-    tensors: Sequence[torch.Tensor], lengths: Sequence[int], cluster_size: int, like: torch.Tensor
-) -> list[Clusters]:
-    """Reads a reply, trusting nothing.
-
-    Args:
-        tensors: as `flatten` gives them.
-        lengths: positions of each piece.
-        cluster_size: as asked for.
-        like: keys [B, n, d], or none of them [B, 0, d], B = L * H.
-
-    Raises:
-        ValueError: shapes or dtypes differ, a number is not finite, or the members are not a partition.
-    """
-    if len(tensors) != 5 * len(lengths):
-        raise ValueError(f"{len(tensors)} tensors for {len(lengths)} pieces")
-    problems, _, dim = like.shape
-    result = []
-    for i, n in enumerate(lengths):
-        clusters = Clusters(*tensors[5 * i : 5 * i + 5])
-        k = -(-n // cluster_size)
-        expected = {
-            "centroids": ((problems, k, dim), centroid_dtype(like.dtype)),
-            "spread": ((problems, k), torch.float32),
-            "members": ((problems, n), torch.int16),
-            "starts": ((problems, k), torch.int32),
-            "sizes": ((problems, k), torch.int32),
-        }
-        for name, (shape, dtype) in expected.items():
-            tensor = getattr(clusters, name)
-            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-                raise ValueError(
-                    f"{name} of piece {i} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
-                )
-        check_partition(clusters, n, i)
-        result.append(clusters)
-    return result
-
-
-def check_partition(clusters: Clusters, n: int, piece: int) -> None:
-    """Refuses clusters that are no partition of n positions, or have numbers that are not finite.
-
-    Raises:
-        ValueError: naming the piece and what is wrong.
-    """
-    if not bool(clusters.centroids.isfinite().all() and clusters.spread.isfinite().all()):
-        raise ValueError(f"piece {piece} has a centroid or spread that is not finite")
-    sizes = clusters.sizes.long()
-    ends = sizes.cumsum(-1)
-    if bool((sizes < 1).any() or (ends[:, -1] != n).any() or (clusters.starts != ends - sizes).any()):
-        raise ValueError(f"cluster sizes of piece {piece} do not cover its {n} positions")
-    whole = torch.arange(n, dtype=torch.int16, device=clusters.members.device)
-    if not bool((clusters.members.sort(dim=-1).values == whole).all()):
-        raise ValueError(f"members of piece {piece} are not a permutation of its {n} positions")

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
+from tactic.kernels.index import Clusters
+from tactic.kernels.upload import upload
 from tactic.workers.config import RefreshConfig
 from tactic.workers.index.segment import Row, Segment
 from tactic.workers.index.store import IndexStore
 from tactic.workers.refresh import messages
-from tactic.workers.refresh.compute import check_partition, validated
+from tactic.workers.refresh.compute import flatten
+from tactic.workers.refresh.deferred import Deferred
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import Piece, RefreshJob, RefreshReply
 from tactic.workers.refresh.pools import SharedPools
+from tactic.workers.refresh.verify import describe, faults, unflatten
 
 logger = logging.getLogger(__name__)
 
@@ -32,35 +36,59 @@ class _Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What was asked for, and what must still be true when the answer comes.
+class _Plan:
+    """What is to be clustered, and what must still be true when that has been done.
 
     Attributes:
+        job_id: of the job.
         slot: request slot.
         generation: of the slot.
         start: first position that is clustered anew.
-        slots: slot ids of the positions from there on.
+        cuts: first position and length of each segment that comes.
         replaced: the segments that give way.
-        segments: those that come, in memory that is reserved for them.
-        read_at: WriteClock time at which the slots held the keys.
-        message: the job as it was sent, without keys.
+        tail: positions that are not clustered.
+        read_at: WriteClock time at which the slots hold the keys.
     """
 
+    job_id: int
     slot: int
     generation: int
     start: int
-    slots: torch.Tensor
+    cuts: tuple[tuple[int, int], ...]
     replaced: tuple[Segment, ...]
-    segments: tuple[Segment, ...]
+    tail: int
     read_at: int
+
+    @property
+    def end(self) -> int:
+        """First position after those that are clustered anew."""
+        first, length = self.cuts[-1]
+        return first + length
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A plan that has memory.
+
+    Attributes:
+        plan: what is to be clustered.
+        slots: slot ids of its positions, int32 [n] on the host.
+        segments: those that come, in memory that is reserved for them.
+        message: the job as it is sent, without keys.
+    """
+
+    plan: _Plan
+    slots: torch.Tensor
+    segments: tuple[Segment, ...]
     message: RefreshJob
 
 
 class Refresher:
     """Asks for k-means off the critical path and hot-swaps the results between two steps.
 
-    A refresh never blocks a step and never fails a request: what cannot be published is dropped and counted
-    by reason, the old index stays valid, and the tail grows until the next attempt.
+    A refresh never blocks a step and never fails a request: what is read from the device is waited for by
+    no one, and results are verified beside the steps. What cannot be published is dropped and counted by
+    reason, the old index stays valid, and the tail grows until the next attempt.
 
     Args:
         store: the index.
@@ -70,7 +98,8 @@ class Refresher:
         cluster_size: average members of a cluster.
         pools: where clustering actors of this host find keys and index; None if they can't.
         read_keys: keys of slot ids [n] as [L, H, n, d].
-        read_slots: slot ids of positions start … end-1 of a request slot, int32 on the host.
+        slots_of: slot ids of positions start … end-1 of a request slot, int32 [n] on the device.
+        deferred: what waits for the device.
     """
 
     def __init__(
@@ -83,7 +112,8 @@ class Refresher:
         cluster_size: int,
         pools: SharedPools | None,
         read_keys: Callable[[torch.Tensor], torch.Tensor],
-        read_slots: Callable[[int, int, int], torch.Tensor],
+        slots_of: Callable[[int, int, int], torch.Tensor],
+        deferred: Deferred,
     ) -> None:
         self.store = store
         self.requested = 0
@@ -96,16 +126,17 @@ class Refresher:
         self._cluster_size = cluster_size
         self._pools = pools
         self._read_keys = read_keys
-        self._read_slots = read_slots
+        self._slots_of = slots_of
         self._sooner = max(1, config.interval // 4)
         self._clocks: dict[int, _Clock] = {}
+        # Until they are answered; then what `_deferred` waits for has them.
         self._jobs: dict[int, _Job] = {}
-        # Jobs that go out once the device has written the keys that they are about.
-        self._waiting: list[tuple[torch.cuda.Event, RefreshJob]] = []
         # By job: memory into which an actor that was given up may still write.
         self._held: dict[int, tuple[Segment, ...]] = {}
         self._ended: list[tuple[int, str]] = []
         self._sends_keys = False
+        self._device = store.table.unit.device
+        self._deferred = deferred
 
     def step(self, slot: int, row: Row, written: int) -> bool:
         """Counts a decode step of a row with `written` keys; when it is time, asks and returns True."""
@@ -115,8 +146,12 @@ class Refresher:
         clock.due -= 1
         if clock.due <= 0 and clock.job_id is None:
             clock.due = self._config.interval
-            clock.job_id = self._ask(slot, row, written)
-            return clock.job_id is not None
+            plan = self._plan(slot, row, written)
+            if plan is not None:
+                clock.job_id = plan.job_id
+                slots = self._slots_of(slot, plan.start, plan.end)
+                self._deferred.when_here([slots], lambda values: self._reserve(plan, *values))
+                return True
         return False
 
     def poll(self) -> list[tuple[int, str]]:
@@ -125,64 +160,79 @@ class Refresher:
         Returns:
             (request slot, reason) of each job that ended; the reason is empty where it was published.
         """
-        while self._waiting and self._waiting[0][0].query():  # type: ignore[no-untyped-call]  # torch
-            self._link.send(self._waiting.pop(0)[1])
+        self._deferred.advance()
         for reply, frames in self._link.receive():
-            job = self._jobs.get(reply.job_id)
+            job = self._jobs.pop(reply.job_id, None)
             if job is None:
                 if not reply.held:
                     self.store.give_back(self._held.pop(reply.job_id, ()))
-            elif not reply.keys_wanted:
-                self._end(job, self._publish(job, reply, frames), held=reply.held)
-            elif self.store.row(job.slot, job.generation) is None:
-                self._end(job, "request_ended")
-            else:
+            elif reply.error:
+                self._end(job, reply.error, held=reply.held)
+            elif reason := self._outdated(job):
+                self._end(job, reason)
+            elif reply.keys_wanted:
                 self._send_keys(job, reply.keys_wanted)
+            else:
+                self._verify(job, reply, frames)
         ended, self._ended = self._ended, []
         return ended
 
-    def _ask(self, slot: int, row: Row, written: int) -> int | None:
+    # Asking ----------------------------------------------------------------------------------------------
+
+    def _plan(self, slot: int, row: Row, written: int) -> _Plan | None:
+        """What is to be clustered now of a row with `written` keys; None if there is too little."""
         kept = self._kept_segments(row)
         start = kept[-1].end if kept else 0
-        replaced = row.segments[len(kept) :]
+        replaced = tuple(row.segments[len(kept) :])
         cuts = self._cuts(row, replaced, start, written)
         if not cuts:
             return None
-        slots = self._read_slots(slot, start, cuts[-1][0] + cuts[-1][1])
-        read_at = self.store.clock.now
         self.requested += 1
+        return _Plan(
+            job_id=self.requested,
+            slot=slot,
+            generation=row.generation,
+            start=start,
+            cuts=tuple(cuts),
+            replaced=replaced,
+            tail=written - row.clustered_length,
+            read_at=self.store.clock.now,
+        )
+
+    def _reserve(self, plan: _Plan, slots: torch.Tensor) -> None:
+        """Sets memory aside, then sends the job."""
+        row = self.store.row(plan.slot, plan.generation)
+        if row is None:
+            self._close(plan, "request_ended")
+            return
         segments = self.store.reserve(
-            ((first, slots[first - start :][:length]) for first, length in cuts), read_at=read_at
+            ((first, slots[first - plan.start :][:length]) for first, length in plan.cuts),
+            read_at=plan.read_at,
         )
         if segments is None:
-            self._clocks[slot].due = self._sooner
-            self._count(slot, "index_memory")
-            return None
-        warm = {(s.start, s.length): s.unit for s in replaced}
+            self._close(plan, "index_memory")
+            return
+        warm = {(s.start, s.length): s.unit for s in plan.replaced}
         message = RefreshJob(
-            job_id=self.requested,
+            job_id=plan.job_id,
             rank=self._rank,
             request_id=row.request_id,
             pieces=tuple(
-                Piece(s.start - start, s.length, s.unit, warm.get((s.start, s.length))) for s in segments
+                Piece(s.start - plan.start, s.length, s.unit, warm.get((s.start, s.length))) for s in segments
             ),
             cluster_size=self._cluster_size,
-            seed=self.requested,
-            tail=written - row.clustered_length,
+            seed=plan.job_id,
+            tail=plan.tail,
             slots=slots.numpy().tobytes(),
             pools=self._pools,
         )
-        job = _Job(slot, row.generation, start, slots, tuple(replaced), tuple(segments), read_at, message)
-        self._jobs[message.job_id] = job
+        job = _Job(plan, slots, tuple(segments), message)
         if self._pools is None:
             self._send_keys(job, "they can't be shared")
-        elif self.store.table.unit.device.type == "cuda":
-            written_by_now = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
-            written_by_now.record()
-            self._waiting.append((written_by_now, message))
         else:
-            self._link.send(message)
-        return message.job_id
+            self._jobs[plan.job_id] = job
+            # No sooner than the reserved memory has been blanked.
+            self._deferred.when_here([], lambda _: self._link.send(message))
 
     def _send_keys(self, job: _Job, reason: str) -> None:
         """Sends a job with its keys. Those that were overwritten since it was made spoil it, at its end."""
@@ -190,36 +240,44 @@ class Refresher:
             self._sends_keys = True
             logger.info("keys for refreshes are sent to clustering actors: %s", reason)
         message = job.message
-        old = [
-            self.store.arena.read(piece.warm_unit, piece.length).centroids
-            for piece in message.pieces
-            if piece.warm_unit is not None
-        ]
-        specs, frames = messages.pack([self._read_keys(job.slots), *old])
-        self._link.send(msgspec.structs.replace(message, tensors=specs), frames)
+        self._jobs[message.job_id] = job
+
+        def send(values: list[torch.Tensor]) -> None:
+            specs, frames = messages.pack(values)
+            self._link.send(msgspec.structs.replace(message, tensors=specs), frames)
+
+        with self._deferred.aside():
+            old = [
+                self.store.arena.read(piece.warm_unit, piece.length).centroids
+                for piece in message.pieces
+                if piece.warm_unit is not None
+            ]
+            self._deferred.when_here([self._read_keys(job.slots), *old], send)
+
+    # Ending ----------------------------------------------------------------------------------------------
 
     def _end(self, job: _Job, reason: str, *, held: bool = False) -> None:
         """A job has come to its end; `reason` is empty where its segments were published."""
-        job_id = job.message.job_id
-        del self._jobs[job_id]
         if held:
+            job_id = job.plan.job_id
             logger.warning("a clustering actor may still write into the index memory of job %d", job_id)
             self._held[job_id] = job.segments
         elif reason:
             self.store.give_back(job.segments)
-        clock = self._clocks.get(job.slot)
-        if clock is not None and clock.job_id == job_id:
+        self._close(job.plan, reason)
+
+    def _close(self, plan: _Plan, reason: str) -> None:
+        """A plan has been carried out or dropped: its row may ask again."""
+        clock = self._clocks.get(plan.slot)
+        if clock is not None and clock.job_id == plan.job_id:
             clock.job_id = None
             if reason:
                 clock.due = min(clock.due, self._sooner)
-        self._count(job.slot, reason)
-
-    def _count(self, slot: int, reason: str) -> None:
         if reason:
             self.dropped[reason] += 1
         else:
             self.published += 1
-        self._ended.append((slot, reason))
+        self._ended.append((plan.slot, reason))
 
     def _kept_segments(self, row: Row) -> list[Segment]:
         """The segments before what is clustered anew: all up to the open run at the end, or none."""
@@ -230,7 +288,7 @@ class Refresher:
             kept -= 1
         return row.segments[:kept]
 
-    def _cuts(self, row: Row, replaced: list[Segment], start: int, end: int) -> list[tuple[int, int]]:
+    def _cuts(self, row: Row, replaced: Sequence[Segment], start: int, end: int) -> list[tuple[int, int]]:
         """(First position, length) of the new segments. Whole old ones keep their borders, to start warm."""
         cuts = []
         for segment in replaced:
@@ -241,53 +299,87 @@ class Refresher:
             return []
         return cuts + list(self.store.pieces(start, end, complete=True))
 
-    def _publish(self, job: _Job, reply: RefreshReply, frames: Sequence[bytes]) -> str:
-        """Swaps a result in; the reason if it must not be."""
-        if reply.error:
-            return reply.error
-        row = self.store.row(job.slot, job.generation)
+    def _outdated(self, job: _Job) -> str:
+        """Why a job's segments can't be shown any more, as far as the host knows; empty if they can."""
+        plan, row = job.plan, self.store.row(job.plan.slot, job.plan.generation)
         if row is None:
             return "request_ended"
-        kept = len(row.segments) - len(job.replaced)
-        if tuple(row.segments[kept:]) != job.replaced or row.end_of(kept) != job.start:
+        kept = len(row.segments) - len(plan.replaced)
+        if tuple(row.segments[kept:]) != plan.replaced or row.end_of(kept) != plan.start:
             return "index_changed"
-        if not self.store.has_room(row, removed=len(job.replaced), added=len(job.segments)):
+        if not self.store.has_room(row, removed=len(plan.replaced), added=len(job.segments)):
             return "table_full"
-        end = job.start + len(job.slots)
-        if not torch.equal(self._read_slots(job.slot, job.start, end), job.slots):
-            return "slots_moved"
-        device = self.store.table.unit.device
-        if int(self.store.clock.stamps(job.slots.to(device, torch.int64)).max()) > job.read_at:
-            return "slots_rewritten"
-        try:
-            self._check_result(job, reply, frames)
-        except ValueError as error:
-            logger.warning("a clustering actor's result is none: %s", error)
-            return "invalid_result"
-        self.store.swap(job.slot, row, job.replaced, job.segments)
-        if not reply.tensors:
-            if not self.in_place:
-                logger.info("clustering actors read keys and write clusters in place")
-            self.in_place += 1
         return ""
 
-    def _check_result(self, job: _Job, reply: RefreshReply, frames: Sequence[bytes]) -> None:
-        """Sees that the job's segments hold clusters; those that were sent are written there first.
+    def _verify(self, job: _Job, reply: RefreshReply, frames: Sequence[bytes]) -> None:
+        """Looks at a result, and at whether its keys are still there, beside the steps; then publishes it."""
+        plan, row = job.plan, self.store.row(job.plan.slot, job.plan.generation)
+        takeovers = row.takeovers if row is not None else 0
+        with self._deferred.aside():
+            try:
+                found = self._faults(job, reply, frames)
+            except ValueError as error:
+                logger.warning("a clustering actor's result is none: %s", error)
+                self._end(job, "invalid_result")
+                return
+            slots = upload(job.slots, self._device)
+            moved = (self._slots_of(plan.slot, plan.start, plan.end) != slots).any()
+            written_at = self.store.clock.latest(slots)
+            self._deferred.when_here(
+                [moved, written_at, found],
+                lambda values: self._publish(job, *values, takeovers=takeovers, in_place=not reply.tensors),
+            )
+
+    def _faults(self, job: _Job, reply: RefreshReply, frames: Sequence[bytes]) -> torch.Tensor:
+        """What is wrong with the clusters in a job's segments; those that were sent are written there first.
+
+        Returns:
+            bool [pieces, 3] on the device; see `verify.faults`.
 
         Raises:
-            ValueError: they are none.
+            ValueError: what was sent has other shapes or dtypes than clusters have.
         """
         arena = self.store.arena
-        if reply.tensors:
-            none = self._read_keys(job.slots[:0]).flatten(0, 1)  # tells the shape and the dtype of keys
-            lengths = [segment.length for segment in job.segments]
-            tensors = messages.unpack(reply.tensors, frames)
-            for segment, clusters in zip(
-                job.segments,
-                validated(tensors, lengths, self._cluster_size, none),
-                strict=True,
-            ):
-                arena.write(segment.unit, clusters)
-            return
-        for i, segment in enumerate(job.segments):
-            check_partition(arena.read(segment.unit, segment.length), segment.length, i)
+        if not reply.tensors:
+            return torch.stack([faults(arena.read(s.unit, s.length)) for s in job.segments])
+        none = self._read_keys(job.slots[:0]).flatten(0, 1)  # tells the shape and the dtype of keys
+        lengths = [segment.length for segment in job.segments]
+        tensors = messages.unpack(reply.tensors, frames)
+        sent = unflatten(tensors, lengths, self._cluster_size, none)
+        found = []
+        for segment, clusters in zip(job.segments, sent, strict=True):
+            here = Clusters(*(upload(tensor, self._device) for tensor in flatten([clusters])))
+            arena.write(segment.unit, here)
+            found.append(faults(here))
+        return torch.stack(found)
+
+    def _publish(
+        self,
+        job: _Job,
+        moved: torch.Tensor,
+        written_at: torch.Tensor,
+        found: torch.Tensor,
+        *,
+        takeovers: int,
+        in_place: bool,
+    ) -> None:
+        """Swaps a result in, or says why it must not be.
+
+        Positions of a row that has not ended are where they were when they were looked at, unless the prefix
+        cache has taken some over since.
+        """
+        plan, row = job.plan, self.store.row(job.plan.slot, job.plan.generation)
+        reason = self._outdated(job)
+        if not reason and (bool(moved) or (row is not None and row.takeovers != takeovers)):
+            reason = "slots_moved"
+        if not reason and int(written_at) > plan.read_at:
+            reason = "slots_rewritten"
+        if not reason and (fault := describe(found)):
+            logger.warning("a clustering actor's result is none: %s", fault)
+            reason = "invalid_result"
+        if not reason and row is not None:
+            self.store.swap(plan.slot, row, plan.replaced, job.segments)
+            if in_place and not self.in_place:
+                logger.info("clustering actors read keys and write clusters in place")
+            self.in_place += in_place
+        self._end(job, reason)

@@ -75,19 +75,23 @@ def _before_forward(_worker: Any, batch: Any = None, *_: Any, **__: Any) -> None
 
 
 def _after_cached_part(_result: Any, _cache: Any, req: Any, *_: Any, **__: Any) -> None:
-    if _runtime is not None and _runtime.unsettled(req):
-        _runtime.on_cached(req, req.prefix_indices[: req.cache_protected_len])
+    if _runtime is not None:
+        _runtime.on_cached(req, lambda: req.prefix_indices[: req.cache_protected_len])
 
 
 def _after_cached_all(_result: Any, cache: Any, req: Any, *_: Any, kv_len_to_handle: int, **__: Any) -> None:
-    if _runtime is None or not _runtime.unsettled(req):
+    if _runtime is None:
         return
     from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
-    # Here the engine does not say where the cache keeps what the request computed.
-    key = RadixKey((req.origin_input_ids + req.output_ids)[:kv_len_to_handle], req.extra_key)
-    _runtime.on_cached(req, cache.match_prefix(MatchPrefixParams(key=key)).device_indices)
+    def slots() -> torch.Tensor:
+        # Here the engine does not say where the cache keeps what the request computed.
+        key = RadixKey((req.origin_input_ids + req.output_ids)[:kv_len_to_handle], req.extra_key)
+        found: torch.Tensor = cache.match_prefix(MatchPrefixParams(key=key)).device_indices
+        return found
+
+    _runtime.on_cached(req, slots)
 
 
 def _before_free(_pool: Any, req: Any) -> None:

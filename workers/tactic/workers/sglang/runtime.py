@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from tactic.workers.index.clock import WriteClock
 from tactic.workers.index.memory import IndexShape, make_table
 from tactic.workers.index.segment import Segment
 from tactic.workers.index.store import IndexStore
+from tactic.workers.refresh.deferred import Deferred
 from tactic.workers.refresh.drift import DriftMonitor
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import Gauges, Hello
@@ -129,7 +131,8 @@ class TacticRuntime:
             cluster_size=self.config.index.cluster_size,
             pools=self._share_pools(),
             read_keys=self._read_keys,
-            read_slots=self._read_slots,
+            slots_of=self._slots_of,
+            deferred=Deferred(self._device),
         )
 
     def _share_pools(self) -> SharedPools | None:
@@ -162,16 +165,14 @@ class TacticRuntime:
             self.store.check_integrity()
         self._send_gauges()
 
-    def unsettled(self, req: Any) -> bool:
-        """Whether part of the request's index is of positions that the prefix cache has not taken over."""
+    def on_cached(self, req: Any, slots: Callable[[], torch.Tensor]) -> None:
+        """The prefix cache has taken over the first positions of a request, in `slots()` [n]."""
         row = self.store.row(*self._identity(req))
-        return row is not None and row.clustered_length > row.settled
-
-    def on_cached(self, req: Any, slots: torch.Tensor) -> None:
-        """The prefix cache holds the first positions of an `unsettled` request, in `slots` [n]."""
-        row = self.store.row(*self._identity(req))
-        if row is not None:
-            self.store.settle(row, slots[row.settled :].to("cpu", torch.int32))
+        if row is None:
+            return
+        row.takeovers += 1
+        if row.clustered_length > row.settled:
+            self.store.settle(row, slots()[row.settled :].to("cpu", torch.int32))
 
     def on_release(self, slot: int) -> None:
         """A request leaves its slot: finished, aborted or retracted."""
@@ -310,9 +311,12 @@ class TacticRuntime:
 
     # Reads of SGLang's pools -----------------------------------------------------------------------------
 
-    def _read_slots(self, slot: int, start: int, end: int) -> torch.Tensor:
-        slots: torch.Tensor = self.requests.req_to_token[slot, start:end].to("cpu", torch.int32, copy=True)
+    def _slots_of(self, slot: int, start: int, end: int) -> torch.Tensor:
+        slots: torch.Tensor = self.requests.req_to_token[slot, start:end]
         return slots
+
+    def _read_slots(self, slot: int, start: int, end: int) -> torch.Tensor:
+        return self._slots_of(slot, start, end).to("cpu", torch.int32, copy=True)
 
     def _read_keys(self, slots: torch.Tensor) -> torch.Tensor:
         at = slots.to(self._device, torch.int64)
