@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tactic.kernels.index import Clusters, LayerArena, clusters_in
 from tactic.kernels.index.codes import decode, encode
 from tactic.kernels.kmeans import kmeans, kmeans_pool
+from tactic.kernels.kmeans.outliers import isolate_outliers, outliers_in
 
 
 def assert_partition(clusters: Clusters, n: int) -> None:
@@ -63,13 +64,39 @@ def test_centroids_and_spread_are_those_of_the_members() -> None:
 
 def test_separated_blobs_are_found() -> None:
     generator = torch.Generator().manual_seed(0)
-    blob = torch.randperm(512, generator=generator) % 16
-    centres = 50 * torch.eye(16)
+    blob = torch.randperm(512, generator=generator) % 12  # 16 clusters, 4 of them for outliers
+    centres = 50 * torch.eye(16)[:12]
     keys = centres[blob][None] + 0.1 * torch.randn(1, 512, 16, generator=generator)
-    first_of_each = torch.stack([keys[0, (blob == i).nonzero()[0, 0]] for i in range(16)])[None]
+    first_of_each = torch.stack([keys[0, (blob == i % 12).nonzero()[0, 0]] for i in range(16)])[None]
     clusters = kmeans(keys, 32, init=first_of_each)
-    assert (clusters.sizes == 32).all()
+    assert clusters.sizes[0, 12:].tolist() == [1, 1, 1, 1]
+    assert (clusters.sizes[0, :12] >= 512 // 12 - 4).all()
     assert (clusters.spread < 1).all()
+
+
+def test_the_farthest_keys_are_alone() -> None:
+    generator = torch.Generator().manual_seed(6)
+    keys = torch.randn(2, 640, 16, generator=generator)
+    far = torch.tensor([[3, 77, 500], [10, 11, 639]])
+    for problem, positions in enumerate(far):
+        keys[problem, positions] = 20 * torch.randn(3, 16, generator=generator)
+    clusters = kmeans(keys, 32)
+    alone = clusters.members.gather(1, clusters.starts[:, -outliers_in(20) :].long())
+    assert (clusters.sizes[:, -outliers_in(20) :] == 1).all()
+    assert torch.equal(alone, alone.sort(-1).values)
+    for problem, positions in enumerate(far.tolist()):
+        # One that was drawn as a first centroid is alone already.
+        sizes = clusters.sizes[problem].repeat_interleave(clusters.sizes[problem].long())
+        own = sizes[[clusters.members[problem].tolist().index(p) for p in positions]]
+        assert own.tolist() == [1, 1, 1]
+
+
+def test_outliers_of_equal_distance_are_the_first_ones() -> None:
+    labels, distances = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9)
+    distances[1, [4, 8]] = 2.0
+    isolate_outliers(labels, distances, 8)
+    assert labels.tolist() == [[6, 7, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 6, 0, 0, 0, 7]]
+    assert distances.tolist() == [[0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1, 1, 1, 0]]
 
 
 def test_iterations_reduce_the_spread() -> None:
@@ -88,11 +115,12 @@ def test_a_problem_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(together.members[2:3], alone.members)
 
 
-def test_warm_start_from_its_own_result_changes_nothing() -> None:
+def test_warm_start_from_its_own_result_is_no_worse() -> None:
     keys = torch.randn(1, 400, 8, generator=torch.Generator().manual_seed(4))
     settled = kmeans(keys, 32, max_iters=100)
-    again = kmeans(keys, 32, init=settled.centroids)
-    assert torch.equal(settled.members, again.members)
+    again = kmeans(keys, 32, max_iters=1, init=settled.centroids)
+    before, after = ((c.spread * c.sizes).sum() for c in (settled, again))
+    assert after < 1.02 * before
 
 
 def test_keys_of_8_bits_have_centroids_of_16() -> None:

@@ -186,9 +186,9 @@ def test_estimators_reach_their_share(make_scene: Maker) -> None:
     tokens = {name: torch.cat(values).mean().item() for name, values in spent.items()}
     assert (share["exact"] >= 0.9 - 1e-5).all()
     assert share["fit"].mean() >= 0.9
-    assert (share["fit"] >= 0.9).float().mean() >= 0.65
-    assert share["fit"].min() >= 0.85
-    assert share["centroid"].min() >= 0.895
+    assert (share["fit"] >= 0.9).float().mean() >= 0.6
+    assert share["fit"].min() >= 0.84
+    assert share["centroid"].min() >= 0.89
     assert tokens["fit"] <= 1.06 * tokens["exact"]
     assert tokens["centroid"] <= 1.03 * tokens["exact"]
 

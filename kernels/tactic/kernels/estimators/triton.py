@@ -131,12 +131,12 @@ def sample(
 
 @triton.jit
 def score_range(logits, count, CLUSTERS: tl.constexpr):
-    """Lowest score, and a little more than the highest."""
+    """Lowest score, and a little more than the highest, of clusters that hold more than sinks."""
     low, high = float("inf"), -float("inf")
     for first in range(0, count, CLUSTERS):
         cluster = first + tl.arange(0, CLUSTERS)
         logit = tl.load(logits + cluster, mask=cluster < count, other=float("inf"))
-        low = tl.minimum(low, tl.min(logit))
+        low = tl.minimum(low, tl.min(tl.where(logit > -float("inf"), logit, float("inf"))))
         high = tl.maximum(high, tl.max(tl.where(cluster < count, logit, -float("inf"))))
     return low, high + 1e-6 * (high - low) + 1e-6
 

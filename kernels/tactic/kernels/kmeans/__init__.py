@@ -6,6 +6,7 @@ from torch import Tensor
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.kmeans.naive import centroid_dtype, check_arguments, initial_positions
 from tactic.kernels.kmeans.naive import kmeans as kmeans_naive
+from tactic.kernels.kmeans.outliers import outliers_in
 
 __all__ = ["kmeans", "kmeans_pool"]
 
@@ -27,7 +28,7 @@ def kmeans_pool(
         cluster_size: average members of a cluster.
         max_iters: iterations at most, ≥ 1.
         seed: of the initial choice.
-        init: `[S * H, K, d]` centroids to start from; random keys if None.
+        init: `[S * H, K, d]` centroids to start from, less those of outliers; random keys if None.
 
     Returns:
         The clusters of B = S * H problems, segment-major. See `naive.kmeans` for the definition.
@@ -44,9 +45,9 @@ def kmeans_pool(
 
     count = check_arguments(segments * heads, n, dim, cluster_size, max_iters, init)
     if init is None:
-        chosen = initial_positions(n, count, seed).to(k_pool.device)
+        chosen = initial_positions(n, count - outliers_in(count), seed).to(k_pool.device)
         init = _gather(k_pool, slot_ids[:, chosen])
-    init = init.to(centroid_dtype(k_pool.dtype))
+    init = init[:, : count - outliers_in(count)].to(centroid_dtype(k_pool.dtype))
     return kmeans_pool_triton(k_pool, slot_ids, cluster_size, max_iters=max_iters, init=init)
 
 

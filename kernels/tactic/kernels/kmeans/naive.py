@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import MAX_SEGMENT_TOKENS, clusters_in
+from tactic.kernels.kmeans.outliers import isolate_outliers, outliers_in
 from tactic.kernels.kmeans.refill import refill_empty
 
 _WORKSPACE_ELEMENTS = 1 << 24  # distances held at once, 64 MiB of fp32
@@ -20,16 +21,18 @@ def kmeans(
 ) -> Clusters:
     """Clusters the n keys of each of B problems (layers x KV heads) into K = ceil(n / cluster_size).
 
-    Lloyd's algorithm: K random keys, Euclidean assignment, mean update, until nothing moves or `max_iters` is
-    reached. Empty clusters take the keys that lie farthest from their centroids, so that none is lost. The
-    result of a problem does not depend on the others in the call.
+    Lloyd's algorithm: random keys, Euclidean assignment, mean update, until nothing moves or `max_iters` is
+    reached. Empty clusters take the keys that lie farthest from their centroids, so that none is lost. It
+    runs over the first of the K clusters; each of the others gets one outlier in the end, see `outliers.py`.
+    The result of a problem does not depend on the others in the call.
 
     Args:
         keys: `[B, n, d]`, any float dtype, 1 ≤ n ≤ 8192.
         cluster_size: average members of a cluster.
         max_iters: iterations at most, ≥ 1.
         seed: of the initial choice; the same keys' positions are drawn for all problems.
-        init: `[B, K, d]` centroids to start from, e.g. of the last version; random keys if None.
+        init: `[B, K, d]` centroids to start from, e.g. of the last version, less those of outliers; random
+            keys if None.
 
     Returns:
         The clusters. Centroids are the means of their members, in `centroid_dtype`; arithmetic is fp32.
@@ -40,19 +43,25 @@ def kmeans(
     problems, n, dim = keys.shape
     count = check_arguments(problems, n, dim, cluster_size, max_iters, init)
     points = keys.float()
+    outliers = outliers_in(count)
     if init is None:
-        centroids = points.index_select(1, initial_positions(n, count, seed).to(keys.device))
+        chosen = initial_positions(n, count - outliers, seed).to(keys.device)
+        centroids = points.index_select(1, chosen)
     else:
-        centroids = init.float()
+        centroids = init[:, : count - outliers].float()
 
-    labels = torch.full((problems, n), -1, dtype=torch.int64, device=keys.device)
+    previous: Tensor | None = None
     for _ in range(max_iters):
-        previous = labels
         labels, distances = _assign(points, centroids)
-        refill_empty(labels, distances, count)
-        if torch.equal(labels, previous):
+        refilled = labels.clone()
+        refill_empty(refilled, distances.clone(), count - outliers)
+        if previous is not None and torch.equal(refilled, previous):
             break
-        centroids = _scatter_mean(points, labels, count)
+        previous = refilled
+        centroids = _scatter_mean(points, refilled, count - outliers)
+    isolate_outliers(labels, distances, count)
+    refill_empty(labels, distances, count)
+    centroids = _scatter_mean(points, labels, count)
     return _group(points, labels, centroids, centroid_dtype(keys.dtype))
 
 
@@ -82,7 +91,10 @@ def initial_positions(n: int, count: int, seed: int) -> Tensor:
 
 
 def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each point and the squared distance to it, both `[B, n]`, in bounded workspace."""
+    """Nearest centroid of each point and the squared distance to it, both `[B, n]`, in bounded workspace.
+
+    Distances are at least 0, which rounding may take them below.
+    """
     problems, n, _ = points.shape
     norms = centroids.square().sum(-1)[:, None]
     step = max(1, _WORKSPACE_ELEMENTS // (problems * centroids.shape[1]))
@@ -93,7 +105,7 @@ def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         partial = torch.baddbmm(norms, chunk, centroids.mT, alpha=-2)
         best = partial.min(-1)
         labels[:, begin : begin + step] = best.indices
-        distances[:, begin : begin + step] = best.values + chunk.square().sum(-1)
+        distances[:, begin : begin + step] = (best.values + chunk.square().sum(-1)).clamp(min=0)
     return labels, distances
 
 

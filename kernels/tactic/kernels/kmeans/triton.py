@@ -13,13 +13,15 @@ from torch import Tensor
 
 from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.index.units import clusters_in
+from tactic.kernels.kmeans.outliers import outliers_in
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 3}
 _SUM = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
 _WIDE = {"TOKENS": 64, "CLUSTERS": 64, "num_warps": 4, "num_stages": 2}  # fp32: tiles twice the size
-_REFILL = {"TOKENS": 64, "num_warps": 8}
+_REFILL = {"num_warps": 8}
 _MEASURE = {"TOKENS": 32, "num_warps": 2}
+_SQUARED = 64  # positions of a program
 _SORTED = 128  # positions that one program puts in order
 _CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
 _CHUNK = 1024  # positions that are summed up without a break
@@ -44,20 +46,21 @@ def kmeans_pool_triton(
         slot_ids: `[S, n]` int, pool slot of each position.
         cluster_size: average members of a cluster.
         max_iters: iterations, ≥ 1.
-        init: `[S * H, K, d]`, initial centroids; keys are multiplied, and centroids stored, in their dtype.
+        init: `[S * H, K - outliers, d]`, initial centroids; keys are multiplied, and centroids stored, in
+            their dtype.
     """
     segments, n = slot_ids.shape
     _, heads, dim = k_pool.shape
     problems, count = segments * heads, clusters_in(n, cluster_size)
     device = k_pool.device
     # Distances are to centroids as they are stored; the sums behind them are fp32.
-    centroids = init.clone(memory_format=torch.contiguous_format)
+    own = init.clone(memory_format=torch.contiguous_format)
+    centroids = torch.empty(problems, count, dim, dtype=init.dtype, device=device)
     labels = torch.empty(problems, n, dtype=torch.int32, device=device)
-    scores = torch.empty(problems, n, dtype=torch.float32, device=device)
+    squares, scores = torch.empty(2, problems, n, dtype=torch.float32, device=device)
     sizes = torch.empty(problems, count, dtype=torch.int32, device=device)
-    shape = (heads, n, count, dim, k_pool.stride(0), k_pool.stride(1))
+    strides = (dim, k_pool.stride(0), k_pool.stride(1))
     block_d = max(16, triton.next_power_of_2(dim))
-    bounds = {"N": triton.next_power_of_2(n), "K": triton.next_power_of_2(count), "D": block_d}
     assign, add = (_tiles(options, count, block_d, init.dtype) for options in (_ASSIGN, _SUM))
     parts = min(triton.cdiv(n, assign["TOKENS"]), triton.next_power_of_2(triton.cdiv(_PROGRAMS, problems)))
     blocks, chunks = triton.cdiv(count, add["CLUSTERS"]), triton.cdiv(n, _CHUNK)
@@ -65,27 +68,61 @@ def kmeans_pool_triton(
     split = chunks if problems * blocks < _UNSPLIT else 1
     sums = torch.empty(problems, split, count, dim, dtype=torch.float32, device=device)
 
-    for _ in range(max_iters):
-        _assign[(problems, parts)](k_pool, slot_ids, centroids, labels, scores, *shape, D=block_d, **assign)
-        _refill[(problems,)](k_pool, slot_ids, labels, scores, sizes, *shape, **bounds, **_REFILL)
-        _sum[(problems, blocks, split)](
+    _square[(problems, triton.cdiv(n, _SQUARED))](
+        k_pool, slot_ids, squares, heads, n, *strides, TOKENS=_SQUARED, D=block_d
+    )
+    for iteration in range(max_iters):
+        # The last clusters get their outliers in the end.
+        last = iteration == max_iters - 1
+        filled, into = (count, centroids) if last else (own.shape[1], own)
+        _assign[(problems, parts)](
+            k_pool, slot_ids, own, labels, scores, heads, n, own.shape[1], *strides, D=block_d, **assign
+        )
+        _refill[(problems,)](
+            labels,
+            squares,
+            scores,
+            sizes,
+            n,
+            filled,
+            OUTLIERS=outliers_in(count) if last else 0,
+            N=triton.next_power_of_2(n),
+            K=triton.next_power_of_2(filled),
+            **_REFILL,
+        )
+        _sum[(problems, triton.cdiv(filled, add["CLUSTERS"]), split)](
             k_pool,
             slot_ids,
             labels,
             sums,
-            *shape,
+            heads,
+            n,
+            filled,
+            *strides,
             chunks // split,
             DTYPE=_DTYPES[init.dtype],
             CHUNK=_CHUNK,
             D=block_d,
             **add,
         )
-        _mean[(problems, count)](sums, sizes, centroids, count, dim, split, D=block_d, num_warps=1)
+        _mean[(problems, filled)](sums, sizes, into, filled, dim, split, D=block_d, num_warps=1)
 
     starts, members = _sort(labels, count)
     spread = torch.empty(problems, count, dtype=torch.float32, device=device)
     _measure[(problems, count)](
-        k_pool, slot_ids, centroids, members, starts, sizes, spread, *shape, D=block_d, **_MEASURE
+        k_pool,
+        slot_ids,
+        centroids,
+        members,
+        starts,
+        sizes,
+        spread,
+        heads,
+        n,
+        count,
+        *strides,
+        D=block_d,
+        **_MEASURE,
     )
     return Clusters(centroids, spread, members, starts, sizes)
 
@@ -137,6 +174,28 @@ def _load_keys(
 
 
 @triton.jit
+def _square(
+    pool,
+    slot_ids,
+    squares,
+    heads,
+    n,
+    dim,
+    slot_stride,
+    head_stride,
+    TOKENS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """|k|² of a block of positions."""
+    problem = tl.program_id(0)
+    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    keys = _load_keys(
+        pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, tokens < n, D
+    ).to(tl.float32)
+    tl.store(squares + problem.to(tl.int64) * n + tokens, tl.sum(keys * keys, axis=1), mask=tokens < n)
+
+
+@triton.jit
 def _assign(
     pool,
     slot_ids,
@@ -185,48 +244,42 @@ def _assign(
 
 @triton.jit
 def _refill(
-    pool,
-    slot_ids,
     labels,
+    squares,
     scores,
     sizes,
-    heads,
     n,
     count,
-    dim,
-    slot_stride,
-    head_stride,
+    OUTLIERS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    D: tl.constexpr,
-    TOKENS: tl.constexpr,
 ):
-    """Counts the members of one problem's clusters and, where some have none, does `refill_empty`."""
+    """Does `isolate_outliers`, if any are wanted, and `refill_empty` in a problem, and counts the members."""
     problem = tl.program_id(0).to(tl.int64)
     labels += problem * n
-    scores += problem * n
     sizes += problem * count
     every = tl.arange(0, N)
     cluster = tl.arange(0, K)
     label = tl.load(labels + every, mask=every < n, other=0)
+    square = tl.load(squares + problem * n + every, mask=every < n, other=0.0)
+    score = tl.load(scores + problem * n + every, mask=every < n, other=0.0)
+    distance = tl.where(every < n, tl.maximum(square - 2 * score, 0.0), -1.0)
+    if OUTLIERS > 0:
+        farthest = _largest(distance, OUTLIERS)
+        place = tl.cumsum(farthest.to(tl.int32), axis=0) - 1
+        label = tl.where(farthest, count - OUTLIERS + place, label)
+        distance = tl.where(farthest, 0.0, distance)
+        tl.store(labels + every, label, mask=every < n)
     size = tl.histogram(label, K, mask=every < n)
     tl.store(sizes + cluster, size, mask=cluster < count)
     empty = (cluster < count) & (size == 0)
     if tl.sum(empty.to(tl.int32)) > 0:
-        for first in range(0, n, TOKENS):
-            tokens = first + tl.arange(0, TOKENS)
-            keys = _load_keys(
-                pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, tokens < n, D
-            ).to(tl.float32)
-            score = tl.load(scores + tokens, mask=tokens < n, other=0.0)
-            tl.store(scores + tokens, tl.sum(keys * keys, axis=1) - 2 * score, mask=tokens < n)
-        tl.debug_barrier()  # the scores are squared distances now, the sizes are written
-        distance = tl.load(scores + every, mask=every < n, other=0.0)
+        tl.debug_barrier()  # the sizes are written
         for target in range(0, count):
             if tl.load(sizes + target) == 0:
                 movable = (tl.load(sizes + label) > 1) & (every < n)
-                farthest = tl.argmax(tl.where(movable, distance, -float("inf")), axis=0, tie_break_left=True)
-                taken = every == farthest
+                chosen = tl.argmax(tl.where(movable, distance, -float("inf")), axis=0, tie_break_left=True)
+                taken = every == chosen
                 donor = tl.sum(tl.where(taken, label, 0))
                 tl.debug_barrier()  # all threads have read the sizes
                 tl.store(sizes + donor, tl.load(sizes + donor) - 1)
@@ -235,6 +288,21 @@ def _refill(
                 label = tl.where(taken, target, label)
                 distance = tl.where(taken, 0.0, distance)
         tl.store(labels + every, label, mask=every < n)
+
+
+@triton.jit
+def _largest(values, COUNT: tl.constexpr):
+    """Which of `values` [N] fp32 are the COUNT largest, of equal ones the first; negative ones are none."""
+    # Floats from 0 on are in the order of their bits. The smallest that is chosen is found bit by bit.
+    bits = values.to(tl.int32, bitcast=True)
+    least = tl.zeros((), tl.int32)
+    for i in tl.static_range(31):
+        higher = least | (1 << (30 - i))
+        least = tl.where(tl.sum((bits >= higher).to(tl.int32)) >= COUNT, higher, least)
+    above = bits > least
+    equal = bits == least
+    room = COUNT - tl.sum(above.to(tl.int32))
+    return above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))
 
 
 @triton.jit
