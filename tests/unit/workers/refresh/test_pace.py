@@ -1,14 +1,17 @@
 import time
 
 import pytest
+import torch
 
 from tactic.workers.config import SHARED_DUTY, RefreshConfig
 from tactic.workers.refresh.pace import Pace
 
 
-@pytest.mark.parametrize(("duty", "rests"), [(1.0, []), (0.25, [6.0, 15.0])])
+@pytest.mark.parametrize(
+    ("duty", "gpu", "rests"), [(1.0, False, []), (0.25, False, [6.0, 15.0]), (0.25, True, [0.5, 0.5])]
+)
 def test_it_rests_for_its_part_of_the_time(
-    duty: float, rests: list[float], monkeypatch: pytest.MonkeyPatch
+    duty: float, gpu: bool, rests: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, slept = [100.0], []
 
@@ -18,7 +21,9 @@ def test_it_rests_for_its_part_of_the_time(
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(Pace, "wait", lambda _: None)
     with Pace(duty) as pace:
+        pace.uses(torch.device("cuda" if gpu else "cpu"))
         for work in (2, 5):
             now[0] += work
             pace.rest()

@@ -8,6 +8,9 @@ from typing import Self
 
 import torch
 
+LONGEST_REST_S = 0.5
+"""After work on a GPU, whose pieces take milliseconds: a longer one had its kernels compiled first."""
+
 
 class Pace:
     """Lets an actor work for a share of the time, by rests within a job.
@@ -44,7 +47,8 @@ class Pace:
         if self._duty == 1:
             return
         self.wait()
-        time.sleep((time.monotonic() - self._began) * (1 / self._duty - 1))
+        rest = (time.monotonic() - self._began) * (1 / self._duty - 1)
+        time.sleep(min(rest, LONGEST_REST_S) if self._gpus else rest)
         self._began = time.monotonic()
 
     def wait(self) -> None:
