@@ -85,7 +85,7 @@ async def test_the_share_asked_for_is_reached_on_average(stack: Any, estimator: 
     for answer in answers:
         stats = answer.attention
         assert stats.attention_share_mean >= 0.9
-        assert 0.5 < stats.attention_share_p10 <= stats.attention_share_mean
+        assert 0.5 < stats.attention_share_p10 <= 1
         # Of random weights, attention is nearly even: the layer that needs most is read whole by the default.
         assert statistics.mean(stats.read_share_per_layer) < 1
         assert max(stats.read_share_per_layer) < 1 or estimator == "guarded"
