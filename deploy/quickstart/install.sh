@@ -55,7 +55,7 @@ install() {
   "${pip[@]}" "$@" || fail "pip could not install $*; its message is above. Is a package index within reach?"
 }
 
-echo "installing the pinned dependencies: about 9 GB, two or three minutes; nothing is done for what is there already"
+echo "installing the pinned dependencies: about 9 GB, a minute or two; nothing is done for what is there already"
 # Of every process of a deployment, compiling what it imports would take longer than all else of its start.
 UV_COMPILE_BYTECODE=1 install --requirement requirements.lock
 echo "installing tactic, and generating its gRPC stubs"
