@@ -298,7 +298,7 @@ def main() -> int:
     prepare_environment()
     results: dict[str, Any] = {
         "device": f"{gpus} x {device_name()}" if gpus else "CPU, a dry run",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": {name: str(value).removeprefix(f"{ROOT}/") for name, value in vars(arguments).items()},
     }
     for part in arguments.parts:
         began = time.monotonic()
