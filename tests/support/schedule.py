@@ -6,16 +6,17 @@ refresher, k-means and attention are the product's.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from actor import Actor, Answer
+from late import LateDeferred
 from pools import Pools
 
 from tactic.workers.config import RefreshConfig
-from tactic.workers.refresh.deferred import Deferred, Then
+from tactic.workers.refresh.deferred import Deferred
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
 
@@ -59,27 +60,6 @@ class Line:
         """The scheduler reads what has come."""
         while self.replies:
             yield self.replies.pop(0)
-
-
-class LateDeferred(Deferred):
-    """Values come as they were when they were asked for, but some polls later."""
-
-    def __init__(self, draw: random.Random) -> None:
-        super().__init__(torch.device("cpu"))
-        self._draw = draw
-        self._late: list[Callable[[], None]] = []
-
-    def when_here(self, values: Sequence[torch.Tensor], then: Then) -> None:
-        copies = [value.clone() for value in values]
-        self._late.append(lambda: then(copies))
-
-    def advance(self) -> None:
-        late, self._late = self._late, []
-        for go_on in late:
-            if self._draw.random() < 0.5:
-                go_on()
-            else:
-                self._late.append(go_on)
 
 
 class Schedule:
@@ -166,7 +146,9 @@ class Schedule:
             pools=pools.share() if in_place else None,
             read_keys=pools.read_keys,
             slots_of=pools.slots_of,
-            deferred=LateDeferred(self.random) if late else Deferred(torch.device("cpu")),
+            deferred=LateDeferred(lambda: self.random.random() < 0.5)
+            if late
+            else Deferred(torch.device("cpu")),
         )
 
     def run(self, events: int) -> None:

@@ -44,10 +44,11 @@ def kmeans_pool(
     from tactic.kernels.kmeans.triton import kmeans_pool_triton
 
     count = check_arguments(segments * heads, n, dim, cluster_size, max_iters, init)
+    ordinary = count - outliers_in(count)
     if init is None:
-        chosen = initial_positions(n, count - outliers_in(count), seed).to(k_pool.device)
+        chosen = initial_positions(n, ordinary, seed).to(k_pool.device)
         init = _gather(k_pool, slot_ids[:, chosen])
-    init = init[:, : count - outliers_in(count)].to(centroid_dtype(k_pool.dtype))
+    init = init[:, :ordinary].to(centroid_dtype(k_pool.dtype))
     return kmeans_pool_triton(k_pool, slot_ids, cluster_size, max_iters=max_iters, init=init)
 
 

@@ -43,22 +43,22 @@ def kmeans(
     problems, n, dim = keys.shape
     count = check_arguments(problems, n, dim, cluster_size, max_iters, init)
     points = keys.float()
-    outliers = outliers_in(count)
+    ordinary = count - outliers_in(count)
     if init is None:
-        chosen = initial_positions(n, count - outliers, seed).to(keys.device)
+        chosen = initial_positions(n, ordinary, seed).to(keys.device)
         centroids = points.index_select(1, chosen)
     else:
-        centroids = init[:, : count - outliers].float()
+        centroids = init[:, :ordinary].float()
 
     previous: Tensor | None = None
     for _ in range(max_iters):
         labels, distances = _assign(points, centroids)
         refilled = labels.clone()
-        refill_empty(refilled, distances.clone(), count - outliers)
+        refill_empty(refilled, distances.clone(), ordinary)
         if previous is not None and torch.equal(refilled, previous):
             break
         previous = refilled
-        centroids = _scatter_mean(points, refilled, count - outliers)
+        centroids = _scatter_mean(points, refilled, ordinary)
     isolate_outliers(labels, distances, count)
     refill_empty(labels, distances, count)
     centroids = _scatter_mean(points, labels, count)

@@ -1,7 +1,7 @@
 """The scheduler's half of a refresh, over a real link, with real k-means on the other side."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from actor import Actor
+from late import LateDeferred
 from msgspec.structs import replace
 
 from tactic.workers.config import RefreshConfig
@@ -16,7 +17,7 @@ from tactic.workers.decode.hub import SchedulerHub
 from tactic.workers.index.segment import Segment
 from tactic.workers.refresh import messages
 from tactic.workers.refresh.compute import flatten
-from tactic.workers.refresh.deferred import Deferred, Then
+from tactic.workers.refresh.deferred import Deferred
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
 from tactic.workers.refresh.refresher import Refresher
@@ -24,21 +25,12 @@ from tactic.workers.refresh.refresher import Refresher
 INTERVAL = 64
 
 
-class Late(Deferred):
+class Late(LateDeferred):
     """A device that comes to what is queued when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-        self.queued: list[tuple[list[torch.Tensor], Then]] = []
+        super().__init__(lambda: self.reached)
         self.reached = False
-
-    def when_here(self, values: Sequence[torch.Tensor], then: Then) -> None:
-        self.queued.append(([value.clone() for value in values], then))
-
-    def advance(self) -> None:
-        while self.reached and self.queued:
-            values, then = self.queued.pop(0)
-            then(values)
 
 
 @dataclass
@@ -458,7 +450,8 @@ class TestADeviceThatIsBehind:
         bench.pools.admit(0)
         bench.pools.prefill(0, 104)
         bench.decode(0, INTERVAL)
-        bench.refresher.poll()
+        while late.queued:
+            assert bench.refresher.poll() == []
         reply, views = bench.actor.answer(*await bench.job())
         late.reached = False
         await bench.hub.reply(0, reply, [np.frombuffer(view, np.uint8) for view in views])

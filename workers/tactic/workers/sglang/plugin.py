@@ -82,10 +82,11 @@ def _after_cached_part(_result: Any, _cache: Any, req: Any, *_: Any, **__: Any) 
 def _after_cached_all(_result: Any, cache: Any, req: Any, *_: Any, kv_len_to_handle: int, **__: Any) -> None:
     if _runtime is None:
         return
-    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-    from sglang.srt.mem_cache.radix_cache import RadixKey
 
     def slots() -> torch.Tensor:
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+        from sglang.srt.mem_cache.radix_cache import RadixKey
+
         # Here the engine does not say where the cache keeps what the request computed.
         key = RadixKey((req.origin_input_ids + req.output_ids)[:kv_len_to_handle], req.extra_key)
         found: torch.Tensor = cache.match_prefix(MatchPrefixParams(key=key)).device_indices
