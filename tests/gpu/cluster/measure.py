@@ -198,7 +198,7 @@ def dedicated(arguments: Namespace) -> Figures:
         from dedicated import beside_refreshes
 
         return await beside_refreshes(
-            client, context=2 * arguments.contexts[0] // 5, seconds=arguments.seconds / 2, rounds=3
+            client, context=2 * arguments.contexts[0] // 5, seconds=arguments.stretch, rounds=3
         )
 
     with tempfile.TemporaryDirectory(prefix="tactic-checkpoint-") as folder:
@@ -210,7 +210,7 @@ def dedicated(arguments: Namespace) -> Figures:
             "engine.max_total_tokens": 262_144,
             "index.min_clustered": 1024,
             "refresh.placement": "dedicated",
-            "refresh.interval": 256,
+            "refresh.interval": arguments.interval,
         }
         yield from _deployed(flags | arguments.flags, run)
 
@@ -278,7 +278,16 @@ def main() -> int:
         "--seconds",
         type=float,
         default=10.0,
-        help="of `refresh`, idle and at work each; half of it for each stretch of `dedicated`",
+        help="of `refresh`, idle and at work each",
+    )
+    parser.add_argument(
+        "--interval", type=int, default=2048, help="steps between refreshes in `dedicated` [%(default)s]"
+    )
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        default=14.0,
+        help="seconds with and without refreshes, in turns, in `dedicated` [%(default)s]",
     )
     parser.add_argument("--sessions", type=int, default=16, help="that talk at once in `killed`")
     parser.add_argument(
@@ -361,6 +370,7 @@ def _prepare_dry_run(arguments: Namespace) -> None:
     arguments.model, arguments.layers_of_equal = "small", 2
     arguments.lengths, arguments.contexts, arguments.longest = [300, 2500], [6000], 12_000
     arguments.tokens, arguments.steps, arguments.sessions, arguments.seconds = 16, 20, 4, 2.0
+    arguments.interval, arguments.stretch = 64, 2.0
     arguments.engine = {"max_total_tokens": 20_000}
     arguments.flags = {
         "engine.max_total_tokens": 65_536,
