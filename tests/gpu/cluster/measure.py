@@ -208,6 +208,7 @@ def dedicated(arguments: Namespace) -> Figures:
             "engine.random_weights": True,
             "engine.context_length": 131_072,
             "engine.max_total_tokens": 262_144,
+            "engine.max_running_requests": 1,  # fewer CUDA graphs to capture
             "index.min_clustered": 1024,
             "refresh.placement": "dedicated",
             "refresh.interval": arguments.interval,
