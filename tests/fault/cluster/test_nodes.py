@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster_nodes import ray_cluster
+from cluster_nodes import add_node, ray_cluster
 from ray.cluster_utils import Cluster
 from turns import EVERYTHING, chat, complete, greedy, prompt, text, until, worker_of, workers
 
@@ -42,7 +42,14 @@ def node_of(cluster: Cluster, worker: Worker) -> Any:
     return node
 
 
-async def test_a_node_dies_under_load(client: TacticClient, cluster: Cluster) -> None:
+async def test_a_node_dies_under_load_and_another_takes_its_place(
+    client: TacticClient, cluster: Cluster
+) -> None:
+    await a_node_dies_under_load(client, cluster)
+    await its_workers_come_back_on_a_new_node(client, cluster)
+
+
+async def a_node_dies_under_load(client: TacticClient, cluster: Cluster) -> None:
     decode, clustering = (
         await workers(client, WorkerKind.WORKER_KIND_DECODE),
         await workers(client, CLUSTERING),
@@ -88,9 +95,8 @@ async def test_a_node_dies_under_load(client: TacticClient, cluster: Cluster) ->
         assert answer.token_ids == (await chat(client, twin, "Once more?", EVERYTHING, 16)).token_ids
 
 
-async def test_its_workers_come_back_on_a_new_node(client: TacticClient, cluster: Cluster) -> None:
-    # After the test above.
-    node = cluster.add_node(**NODE)
+async def its_workers_come_back_on_a_new_node(client: TacticClient, cluster: Cluster) -> None:
+    node = add_node(cluster, **NODE)
     for name, kind in (("decode-0", WorkerKind.WORKER_KIND_DECODE), ("clustering-0", CLUSTERING)):
         back = (await until(client, lambda now, n=name: now[n].state == READY, kind, timeout_s=400))[name]
         assert back.restarts >= 1

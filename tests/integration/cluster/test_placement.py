@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from cluster_nodes import ray_cluster
+from cluster_nodes import add_node, ray_cluster
 from ray.cluster_utils import Cluster
 
 from tactic.worker.v1.supervisor_pb2 import DeploymentSpec, EngineSpec, RefreshSpec
@@ -148,7 +148,7 @@ async def test_what_lost_its_node_finds_another(
     house: Any, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No other node has three GPUs.
-    before = cluster.add_node(num_cpus=4, num_gpus=3)
+    before = add_node(cluster, num_cpus=4, num_gpus=3)
     moving = house(1, 1, "cpu", tensor_parallel=3)
     await moving.placement.reserve(WAIT_S)
     node, _ = await moving.decode(0)
@@ -164,7 +164,7 @@ async def test_what_lost_its_node_finds_another(
                 if waiting.done():  # Ray has not noticed yet.
                     waiting = asyncio.create_task(moving.placement.room(0))
                 await asyncio.sleep(0.1)
-        after = cluster.add_node(num_cpus=4, num_gpus=3)
+        after = add_node(cluster, num_cpus=4, num_gpus=3)
         await asyncio.wait_for(waiting, WAIT_S)
     assert (await moving.decode(0))[0] == after.node_id
     cluster.remove_node(after)

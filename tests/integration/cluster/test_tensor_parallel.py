@@ -26,6 +26,18 @@ async def ranks(start_stack: Any) -> AsyncIterator[TacticClient]:
             yield client
 
 
+async def ask(client: TacticClient, n: int, options: TacticOptions) -> Answer:
+    """Completes a prompt of n tokens by `STEPS` tokens."""
+    return await complete(client, prompt(n, seed=21), options, greedy(STEPS, logprobs=2))
+
+
+@pytest.fixture(scope="module")
+async def everything(ranks: TacticClient) -> list[Answer]:
+    """What two ranks answer at a threshold of 1, with refreshes."""
+    # One at a time, so that no rank finds the clustering worker's queue full.
+    return [await ask(ranks, n, EVERYTHING) for n in LENGTHS]
+
+
 def agree(one: Answer, other: Answer, tolerance: float) -> bool:
     """The same tokens, up to where the two likeliest ones are `tolerance` nats apart or less."""
     for mine, theirs in zip(one.logprobs, other.logprobs, strict=True):
@@ -35,16 +47,9 @@ def agree(one: Answer, other: Answer, tolerance: float) -> bool:
     return True
 
 
-async def test_everything_equals_dense_on_one_rank(stack: Any, ranks: TacticClient) -> None:
-    sampling = greedy(STEPS, logprobs=2)
-
-    async def ask(client: TacticClient, n: int, options: TacticOptions) -> Answer:
-        return await complete(client, prompt(n, seed=21), options, sampling)
-
+async def test_everything_equals_dense_on_one_rank(stack: Any, everything: list[Answer]) -> None:
     expected = await asyncio.gather(*(ask(stack.client, n, DENSE) for n in LENGTHS))
-    # One at a time, so that no rank finds the clustering worker's queue full.
-    answers = [await ask(ranks, n, EVERYTHING) for n in LENGTHS]
-    for answer, dense in zip(answers, expected, strict=True):
+    for answer, dense in zip(everything, expected, strict=True):
         assert agree(dense, answer, 1e-3)
         stats = answer.attention
         assert stats.dense_steps == 0
@@ -52,9 +57,9 @@ async def test_everything_equals_dense_on_one_rank(stack: Any, ranks: TacticClie
         assert stats.refreshes >= SWAPS
 
 
-async def test_every_rank_published_its_own_refreshes(ranks: TacticClient) -> None:
-    # After the test above. Publications are counted on one rank, jobs and refusals on all.
-    least = SWAPS * len(LENGTHS)
+async def test_every_rank_published_its_own_refreshes(ranks: TacticClient, everything: list[Answer]) -> None:
+    # Publications are counted on one rank, jobs and refusals on all.
+    least = SWAPS * len(everything)
 
     async def on_the_other_rank() -> int:
         one = (await until(ranks, lambda now: now["decode-0"].stats.refreshes_published >= least))["decode-0"]
