@@ -111,13 +111,13 @@ class EngineSettings(_Section):
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
     """Type of the KV cache."""
     max_total_tokens: Annotated[int, Field(ge=0)] = 0
-    """Positions in the KV pool; 0 lets the engine decide from the memory there is."""
+    """Positions in the KV pool; 0: what fits into the memory of a GPU, 262,144 on a CPU."""
     mem_fraction_static: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a GPU's memory for weights, KV cache and index; 0 takes the engine's default."""
     max_running_requests: Annotated[int, Field(ge=1)] = 16
     """Requests decoded in one batch."""
     chunked_prefill_size: Annotated[int, Field(ge=0)] = 0
-    """Positions of one prefill step; 0 takes the engine's default."""
+    """Positions of one prefill step; 0 takes the engine's default, 4,096 on a CPU."""
     random_weights: bool = False
     """Draw random weights instead of loading them: for shapes without a checkpoint."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

@@ -33,8 +33,6 @@ class Model:
     log: list[int] = field(default_factory=list)
     holder: Lease | None = None
     """The lease that is good, if one is."""
-    lapsed: bool = False
-    """The holder's front end is dead and its lease has run out."""
     turn: str = ""
     prompt: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)

@@ -28,7 +28,7 @@ Line = tuple[SchedulerHub, list[SchedulerLink]]
 
 
 def hello(rank: int) -> Hello:
-    return Hello(rank, "tactic", "cpu", 1000, 2000, 30)
+    return Hello(rank, 1000, 30)
 
 
 def report(rank: int, request_id: str) -> RequestReport:

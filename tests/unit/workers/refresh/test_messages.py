@@ -65,7 +65,7 @@ def test_as_many_frames_as_tensors() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Hello(1, "tactic", "cpu", 1000, 2000, 30),
+        Hello(1, 1000, 30),
         RefreshJob(7, 0, "request", PIECES, 16, 7, 120, b"slots", tensors=(TensorSpec("bfloat16", (2,)),)),
         RefreshJob(7, 0, "request", PIECES, 16, 7, 120, b"slots", POOLS),
         Gauges(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, {"slots_moved": 2}, Drift(1, 0.5, 0.75)),

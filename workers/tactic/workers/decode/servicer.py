@@ -46,33 +46,18 @@ class WorkerServicer(WorkerServiceServicer):
         engine: a running `sgl.Engine`.
         hub: of its scheduler processes.
         model: what it serves.
-        device: "cpu" or the GPU's name.
     """
 
-    def __init__(self, worker_id: str, engine: Any, hub: SchedulerHub, model: Model, device: str) -> None:
+    def __init__(self, worker_id: str, engine: Any, hub: SchedulerHub, model: Model) -> None:
         self.worker_id = worker_id
         self.model = model
-        self.device = device
         self.draining = False
         self._engine = engine
         self._hub = hub
         self._waiting = 0
         self._running = 0
-        hello = hub.hellos[0]
-        self._kv_tokens = hello.kv_tokens
+        self._kv_tokens = hub.hellos[0].kv_tokens
         self._index_bytes = sum(h.index_bytes for h in hub.hellos.values())
-
-    async def Describe(
-        self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.DescribeResponse:
-        """Who this is."""
-        return pb.DescribeResponse(
-            worker_id=self.worker_id,
-            model=self.model,
-            device=self.device,
-            kv_tokens_total=self._kv_tokens,
-            attention_backend=self._hub.hellos[0].backend,
-        )
 
     async def GetStats(
         self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[Any, Any]

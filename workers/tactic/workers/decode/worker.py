@@ -102,8 +102,7 @@ class DecodeWorker:
         if room < model.context_length:
             logger.warning("the KV cache limits the context of %d to %d", model.context_length, room)
             model.context_length = room
-        device = torch.cuda.get_device_name() if engine_device() == "cuda" else "cpu"
-        servicer = WorkerServicer(self._worker_id, engine, hub, model, device)
+        servicer = WorkerServicer(self._worker_id, engine, hub, model)
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -121,7 +120,7 @@ class DecodeWorker:
             "address": f"{reachable}:{port}",
             "node": os.uname().nodename,
             "pid": os.getpid(),
-            "device": device,
+            "device": torch.cuda.get_device_name() if engine_device() == "cuda" else "cpu",
             "model": json_format.MessageToJson(model),
         }
 

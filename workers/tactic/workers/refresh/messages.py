@@ -30,10 +30,7 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     """A rank's attention backend is up."""
 
     rank: int
-    backend: str
-    device: str
     kv_tokens: int
-    kv_bytes: int
     index_bytes: int
 
 

@@ -118,7 +118,7 @@ class TacticRuntime:
             index.cluster_size,
         )
         if self.link is not None:
-            self.link.send(Hello(self.rank, "tactic", str(device), kv_tokens, kv_bytes, index_bytes))
+            self.link.send(Hello(self.rank, kv_tokens, index_bytes))
 
     def _make_refresher(self) -> Refresher | None:
         if self.link is None or not self.config.refresh.enabled:

@@ -79,19 +79,26 @@ def register(subparsers: Any) -> None:
     for name, (summary, _) in CAPTURED.items():
         parser = subparsers.add_parser(name, help=summary, description=summary)
         _add_common(parser)
+        if name not in (FitQuality.name, ClusterQuality.name):
+            add_estimator(parser)
         _add_captures(parser)
         parser.set_defaults(run=partial(_run, [name]))
     for name, (summary, _) in CONTINUED.items():
         parser = subparsers.add_parser(name, help=summary, description=summary)
         _add_common(parser)
+        add_estimator(parser)
         _add_generation(parser)
+        if name == RefreshInterval.name:
+            _add_intervals(parser)
         parser.set_defaults(run=partial(_run, [name]))
     names = [*CONTINUED, *CAPTURED]
     summary = f"{', '.join(names)}; each context is prefilled once"
     parser = subparsers.add_parser("all", help=summary, description=summary)
     _add_common(parser)
+    add_estimator(parser)
     _add_captures(parser)
     _add_generation(parser)
+    _add_intervals(parser)
     parser.add_argument(
         "--continued-contexts",
         type=tokens,
@@ -109,7 +116,6 @@ def _add_common(parser: ArgumentParser) -> None:
     add_contexts(parser, contexts=(4096, 16384))
     add_output(parser)
     parser.add_argument("--threshold", type=share, default=0.9, metavar="P", help="[default: 0.9]")
-    add_estimator(parser)
     add_limit(parser)
 
 
@@ -131,6 +137,9 @@ def _add_generation(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--generate", type=tokens, default=8192, metavar="TOKENS", help="length [default: 8192]"
     )
+
+
+def _add_intervals(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--intervals",
         type=tokens,
