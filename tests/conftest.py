@@ -26,8 +26,6 @@ STACK_FLAGS: dict[str, Any] = {
     "refresh.interval": 32,
 }
 
-WHOLE_SYSTEMS = ("tests/contract/", "tests/integration/", "tests/fault/")
-
 StartStack = Callable[..., Deployment]
 
 
@@ -35,13 +33,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keeps the settings of whoever runs the tests out of them."""
     for name in [name for name in os.environ if name.startswith("TACTIC_")]:
         del os.environ[name]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole systems take turns in one process of pytest-xdist's, so that units alone run beside them."""
-    for item in items:
-        if item.nodeid.startswith(WHOLE_SYSTEMS):
-            item.add_marker(pytest.mark.xdist_group("system"))
 
 
 @dataclass(frozen=True)
