@@ -26,7 +26,7 @@ demo: $(STAMP) ## Start everything on loopback, ask about a book, show the figur
 	@$(PYTHON) deploy/quickstart/demo.py $(FLAGS)
 
 test: $(STAMP) ## Run the tests that need no GPU
-	@$(PYTHON) -m pytest -m "not gpu" $(FLAGS)
+	@$(PYTHON) -m pytest $(FLAGS)
 
 lint: $(STAMP) ## Check format, style and types
 	@$(PYTHON) -m ruff format --check $(SOURCES)
