@@ -7,6 +7,7 @@ from tactic.kernels.index.clusters import Clusters
 from tactic.kernels.kmeans.naive import centroid_dtype, check_arguments, initial_positions
 from tactic.kernels.kmeans.naive import kmeans as kmeans_naive
 from tactic.kernels.kmeans.outliers import outliers_in
+from tactic.kernels.upload import upload
 
 __all__ = ["kmeans", "kmeans_pool"]
 
@@ -46,7 +47,7 @@ def kmeans_pool(
     count = check_arguments(segments * heads, n, dim, cluster_size, max_iters, init)
     ordinary = count - outliers_in(count)
     if init is None:
-        chosen = initial_positions(n, ordinary, seed).to(k_pool.device)
+        chosen = upload(initial_positions(n, ordinary, seed), k_pool.device)
         init = _gather(k_pool, slot_ids[:, chosen])
     init = init[:, :ordinary].to(centroid_dtype(k_pool.dtype))
     return kmeans_pool_triton(k_pool, slot_ids, cluster_size, max_iters=max_iters, init=init)

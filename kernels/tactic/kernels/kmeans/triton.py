@@ -16,13 +16,14 @@ from tactic.kernels.index.units import clusters_in
 from tactic.kernels.kmeans.outliers import outliers_in
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "num_warps": 4, "num_stages": 3}
-_SUM = {"TOKENS": 64, "CLUSTERS": 128, "num_warps": 4, "num_stages": 4}
-_WIDE = {"TOKENS": 64, "CLUSTERS": 64, "num_warps": 4, "num_stages": 2}  # fp32: tiles twice the size
-_REFILL = {"num_warps": 8}
-_MEASURE = {"TOKENS": 32, "num_warps": 2}
-_SQUARED = 64  # positions of a program
-_SORTED = 128  # positions that one program puts in order
+# CLUSTERS: the most in a block, see `_tiles`; REST: the least size of a block's second tile, 0 for none.
+_ASSIGN = {"TOKENS": 64, "CLUSTERS": 256, "REST": 16, "num_warps": 4, "num_stages": 5}
+_SUM = {"TOKENS": 64, "CLUSTERS": 192, "REST": 64, "num_warps": 8, "num_stages": 5}
+_WIDE = {"TOKENS": 64, "CLUSTERS": 64, "REST": 0, "num_warps": 4, "num_stages": 2}  # fp32: twice the size
+_REFILL = {"num_warps": 16}
+_MEASURE = {"TOKENS": 32, "num_warps": 1}
+_PLACE = {"TOKENS": 64, "num_warps": 1}  # TOKENS: positions that one program puts in order
+_SCANNED = 32  # clusters of a program
 _CENTROID_BYTES = 1 << 16  # that a program of the assignment holds on chip
 _CHUNK = 1024  # positions that are summed up without a break
 _UNSPLIT = 128  # programs from which on one walks over all chunks
@@ -54,29 +55,35 @@ def kmeans_pool_triton(
     problems, count = segments * heads, clusters_in(n, cluster_size)
     device = k_pool.device
     # Distances are to centroids as they are stored; the sums behind them are fp32.
-    own = init.clone(memory_format=torch.contiguous_format)
+    own = torch.empty_like(init, memory_format=torch.contiguous_format)
     centroids = torch.empty(problems, count, dim, dtype=init.dtype, device=device)
     labels = torch.empty(problems, n, dtype=torch.int32, device=device)
     squares, scores = torch.empty(2, problems, n, dtype=torch.float32, device=device)
     sizes = torch.empty(problems, count, dtype=torch.int32, device=device)
     strides = (dim, k_pool.stride(0), k_pool.stride(1))
     block_d = max(16, triton.next_power_of_2(dim))
-    assign, add = (_tiles(options, count, block_d, init.dtype) for options in (_ASSIGN, _SUM))
+    assign = _tiles(_ASSIGN, own.shape[1], block_d, init.dtype)
     parts = min(triton.cdiv(n, assign["TOKENS"]), triton.next_power_of_2(triton.cdiv(_PROGRAMS, problems)))
-    blocks, chunks = triton.cdiv(count, add["CLUSTERS"]), triton.cdiv(n, _CHUNK)
-    # All or nothing: either way chunks are added in order, so that the other problems do not change the sums.
-    split = chunks if problems * blocks < _UNSPLIT else 1
-    sums = torch.empty(problems, split, count, dim, dtype=torch.float32, device=device)
+    chunks = triton.cdiv(n, _CHUNK)
 
-    _square[(problems, triton.cdiv(n, _SQUARED))](
-        k_pool, slot_ids, squares, heads, n, *strides, TOKENS=_SQUARED, D=block_d
-    )
     for iteration in range(max_iters):
         # The last clusters get their outliers in the end.
         last = iteration == max_iters - 1
         filled, into = (count, centroids) if last else (own.shape[1], own)
         _assign[(problems, parts)](
-            k_pool, slot_ids, own, labels, scores, heads, n, own.shape[1], *strides, D=block_d, **assign
+            k_pool,
+            slot_ids,
+            own if iteration else init.contiguous(),
+            labels,
+            scores,
+            squares,
+            heads,
+            n,
+            own.shape[1],
+            *strides,
+            SQUARES=iteration == 0,
+            D=block_d,
+            **assign,
         )
         _refill[(problems,)](
             labels,
@@ -90,24 +97,34 @@ def kmeans_pool_triton(
             K=triton.next_power_of_2(filled),
             **_REFILL,
         )
-        _sum[(problems, triton.cdiv(filled, add["CLUSTERS"]), split)](
+        add = _tiles(_SUM, filled, block_d, init.dtype)
+        blocks = triton.cdiv(filled, add["CLUSTERS"] + add["REST"])
+        # All or nothing: either way chunks are added in order, so that other problems do not change the sums.
+        split = chunks if problems * blocks < _UNSPLIT else 1
+        sums = into
+        if split > 1:
+            sums = torch.empty(problems, split, filled, dim, dtype=torch.float32, device=device)
+        _sum[(problems, blocks, split)](
             k_pool,
             slot_ids,
             labels,
+            sizes,
             sums,
             heads,
             n,
             filled,
             *strides,
             chunks // split,
+            MEAN=split == 1,
             DTYPE=_DTYPES[init.dtype],
             CHUNK=_CHUNK,
             D=block_d,
             **add,
         )
-        _mean[(problems, filled)](sums, sizes, into, filled, dim, split, D=block_d, num_warps=1)
+        if split > 1:
+            _mean[(problems, filled)](sums, sizes, into, filled, dim, split, D=block_d, num_warps=1)
 
-    starts, members = _sort(labels, count)
+    starts, members = _sort(labels, sizes)
     spread = torch.empty(problems, count, dtype=torch.float32, device=device)
     _measure[(problems, count)](
         k_pool,
@@ -128,25 +145,36 @@ def kmeans_pool_triton(
 
 
 def _tiles(options: dict[str, int], count: int, block_d: int, dtype: torch.dtype) -> dict[str, int]:
-    """Launch options of a kernel, its block of clusters no larger than useful or than fits."""
+    """Launch options of a kernel, its blocks of clusters no larger than useful or than fits.
+
+    A block is one tile, a power of two, or two that are a half and a quarter of one: a quarter of the
+    clusters wait for outliers, so that three quarters are the usual count.
+    """
     if dtype.itemsize > 2:
         options = _WIDE
-    most = min(triton.next_power_of_2(count), _CENTROID_BYTES // (block_d * dtype.itemsize))
-    return {**options, "CLUSTERS": max(16, min(options["CLUSTERS"], most))}
+    most = max(16, min(options["CLUSTERS"], _CENTROID_BYTES // (block_d * dtype.itemsize)))
+    share = triton.cdiv(count, triton.cdiv(count, most))
+    whole = max(16, triton.next_power_of_2(share))
+    rest = whole // 4
+    if share > whole - rest or not 0 < options["REST"] <= rest:
+        return {**options, "CLUSTERS": whole, "REST": 0}
+    return {**options, "CLUSTERS": whole // 2, "REST": rest}
 
 
-def _sort(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _sort(labels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """First place of each cluster `[B, K]` int32, and the positions in order of cluster `[B, n]` int16."""
     problems, n = labels.shape
-    chunks = triton.cdiv(n, _SORTED)
-    counts = torch.empty(problems, chunks, count, dtype=torch.int32, device=labels.device)
+    count = sizes.shape[1]
+    tokens, blocks = _PLACE["TOKENS"], triton.cdiv(count, _SCANNED)
+    chunks = triton.cdiv(n, tokens)
+    counts, places = torch.empty(2, problems, chunks, count, dtype=torch.int32, device=labels.device)
+    starts = torch.empty_like(sizes)
     members = torch.empty(problems, n, dtype=torch.int16, device=labels.device)
-    constants = {"TOKENS": _SORTED, "K": triton.next_power_of_2(count)}
-    _tally[(problems, chunks)](labels, counts, n, count, **constants)
-    sizes = counts.sum(1, dtype=torch.int32)
-    starts = sizes.cumsum(-1, dtype=torch.int32) - sizes
-    places = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(starts[:, None])
-    _place[(problems, chunks)](labels, places, members, n, count, TOKENS=_SORTED, num_warps=8)
+    whole = triton.next_power_of_2(count)
+    _tally[(problems, chunks)](labels, counts, n, count, TOKENS=tokens, K=whole)
+    constants = {"CHUNKS": triton.next_power_of_2(chunks), "CLUSTERS": _SCANNED, "K": whole}
+    _scan[(problems, blocks)](counts, sizes, starts, places, chunks, count, **constants)
+    _place[(problems, chunks)](labels, places, members, n, count, **_PLACE)
     return starts, members
 
 
@@ -174,25 +202,23 @@ def _load_keys(
 
 
 @triton.jit
-def _square(
-    pool,
-    slot_ids,
-    squares,
-    heads,
-    n,
-    dim,
-    slot_stride,
-    head_stride,
-    TOKENS: tl.constexpr,
-    D: tl.constexpr,
-):
-    """|k|² of a block of positions."""
-    problem = tl.program_id(0)
-    tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    keys = _load_keys(
-        pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, tokens < n, D
-    ).to(tl.float32)
-    tl.store(squares + problem.to(tl.int64) * n + tokens, tl.sum(keys * keys, axis=1), mask=tokens < n)
+def _load_centroids(centroids, problem, cluster, count, dim, D: tl.constexpr):
+    """Centroids [.., D] of the problem's clusters `cluster`, and -|c|²/2 of each, -inf from `count` on."""
+    d = tl.arange(0, D)
+    rows = centroids + (problem.to(tl.int64) * count + cluster) * dim
+    used = (cluster < count)[:, None] & (d < dim)[None, :]
+    centroid = tl.load(rows[:, None] + d[None, :], mask=used, other=0.0)
+    wide = centroid.to(tl.float32)
+    return centroid, tl.where(cluster < count, -0.5 * tl.sum(wide * wide, axis=1), -float("inf"))
+
+
+@triton.jit
+def _nearest(keys, centroid, offset, cluster, count):
+    """Largest score of each key, and the first cluster that has it."""
+    start = tl.broadcast_to(offset[None, :], (keys.shape[0], cluster.shape[0]))
+    score = tl.dot(keys, tl.trans(centroid), acc=start, input_precision="ieee")
+    best = tl.max(score, axis=1)
+    return best, tl.min(tl.where(score == best[:, None], cluster[None, :], count), axis=1)
 
 
 @triton.jit
@@ -202,6 +228,7 @@ def _assign(
     centroids,
     labels,
     scores,
+    squares,
     heads,
     n,
     count,
@@ -210,32 +237,40 @@ def _assign(
     head_stride,
     TOKENS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    REST: tl.constexpr,
+    SQUARES: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Nearest centroid of each key, which has the largest score k·c - |c|²/2, for a part of the tokens."""
+    """Nearest centroid of each key, which has the largest score k·c - |c|²/2, for a part of the tokens.
+
+    A block of clusters is a tile of CLUSTERS and one of REST. Also stores |k|², if SQUARES.
+    """
     problem = tl.program_id(0)
     share = tl.cdiv(tl.cdiv(n, TOKENS), tl.num_programs(1)) * TOKENS
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, n)
-    d = tl.arange(0, D)
-    for first in range(0, count, CLUSTERS):
+    for first in range(0, count, CLUSTERS + REST):
         cluster = first + tl.arange(0, CLUSTERS)
-        rows = centroids + (problem.to(tl.int64) * count + cluster) * dim
-        used = (cluster < count)[:, None] & (d < dim)[None, :]
-        centroid = tl.load(rows[:, None] + d[None, :], mask=used, other=0.0)
-        wide = centroid.to(tl.float32)
-        norm = tl.where(cluster < count, tl.sum(wide * wide, axis=1), float("inf"))
-        offset = tl.broadcast_to(-0.5 * norm[None, :], (TOKENS, CLUSTERS))
+        centroid, offset = _load_centroids(centroids, problem, cluster, count, dim, D)
+        if REST > 0:
+            more = first + CLUSTERS + tl.arange(0, REST)
+            more_centroid, more_offset = _load_centroids(centroids, problem, more, count, dim, D)
         for start in range(begin, end, TOKENS):
             tokens = start + tl.arange(0, TOKENS)
             inside = tokens < end
+            at = problem.to(tl.int64) * n + tokens
             keys = _load_keys(
                 pool, slot_ids, problem, heads, n, dim, slot_stride, head_stride, tokens, inside, D
-            ).to(centroid.dtype)
-            score = tl.dot(keys, tl.trans(centroid), acc=offset, input_precision="ieee")
-            best = tl.max(score, axis=1)
-            label = tl.min(tl.where(score == best[:, None], cluster[None, :], count), axis=1)
-            at = problem.to(tl.int64) * n + tokens
+            )
+            if SQUARES:
+                wide = keys.to(tl.float32)
+                tl.store(squares + at, tl.sum(wide * wide, axis=1), mask=inside)
+            keys = keys.to(centroid.dtype)
+            best, label = _nearest(keys, centroid, offset, cluster, count)
+            if REST > 0:
+                more_best, more_label = _nearest(keys, more_centroid, more_offset, more, count)
+                label = tl.where(more_best > best, more_label, label)
+                best = tl.maximum(best, more_best)
             earlier = tl.load(scores + at, mask=inside & (first > 0), other=-float("inf"))
             tl.store(labels + at, label, mask=inside & (best > earlier))
             tl.store(scores + at, tl.maximum(best, earlier), mask=inside)
@@ -310,7 +345,8 @@ def _sum(
     pool,
     slot_ids,
     labels,
-    sums,
+    sizes,
+    out,
     heads,
     n,
     count,
@@ -318,19 +354,30 @@ def _sum(
     slot_stride,
     head_stride,
     chunks,
+    MEAN: tl.constexpr,
     DTYPE: tl.constexpr,
     CHUNK: tl.constexpr,
     TOKENS: tl.constexpr,
     CLUSTERS: tl.constexpr,
+    REST: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Sums of the members of a block of clusters, over `chunks` chunks of positions one after the other."""
+    """Sums of the members of a block of clusters, over `chunks` chunks of positions one after the other.
+
+    A block is a tile of CLUSTERS and one of REST. If MEAN, these are all chunks, and `out` is the centroids.
+    """
     problem = tl.program_id(0).to(tl.int64)
     part = tl.program_id(2)
-    cluster = tl.program_id(1) * CLUSTERS + tl.arange(0, CLUSTERS)
+    begin = tl.program_id(1) * (CLUSTERS + REST)
+    cluster = begin + tl.arange(0, CLUSTERS)
     total = tl.zeros((CLUSTERS, D), tl.float32)
+    if REST > 0:
+        more = begin + CLUSTERS + tl.arange(0, REST)
+        more_total = tl.zeros((REST, D), tl.float32)
     for chunk in range(part * chunks, part * chunks + chunks):
         partial = tl.zeros((CLUSTERS, D), tl.float32)
+        if REST > 0:
+            more_partial = tl.zeros((REST, D), tl.float32)
         for first in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, n), TOKENS):
             tokens = first + tl.arange(0, TOKENS)
             inside = tokens < n
@@ -340,10 +387,26 @@ def _sum(
             label = tl.load(labels + problem * n + tokens, mask=inside, other=-1)
             member = (cluster[:, None] == label[None, :]).to(DTYPE)
             partial = tl.dot(member, keys, acc=partial, input_precision="ieee")
+            if REST > 0:
+                member = (more[:, None] == label[None, :]).to(DTYPE)
+                more_partial = tl.dot(member, keys, acc=more_partial, input_precision="ieee")
         total += partial
+        if REST > 0:
+            more_total += more_partial
+    row = (problem * tl.num_programs(2) + part) * count
+    _store_sums(out, row, total, sizes + problem * count, cluster, count, dim, MEAN, D)
+    if REST > 0:
+        _store_sums(out, row, more_total, sizes + problem * count, more, count, dim, MEAN, D)
+
+
+@triton.jit
+def _store_sums(out, row, total, sizes, cluster, count, dim, MEAN: tl.constexpr, D: tl.constexpr):
+    """Writes the sums of the clusters `cluster`, or their means, to `out` from row `row` on."""
+    if MEAN:
+        total /= tl.load(sizes + cluster, mask=cluster < count, other=1).to(tl.float32)[:, None]
     d = tl.arange(0, D)
-    rows = sums + ((problem * tl.num_programs(2) + part) * count + cluster) * dim
-    tl.store(rows[:, None] + d[None, :], total, mask=(cluster < count)[:, None] & (d < dim)[None, :])
+    at = out + (row + cluster)[:, None] * dim + d[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=(cluster < count)[:, None] & (d < dim)[None, :])
 
 
 @triton.jit
@@ -371,6 +434,35 @@ def _tally(labels, counts, n, count, TOKENS: tl.constexpr, K: tl.constexpr):
     cluster = tl.arange(0, K)
     row = counts + (problem * tl.num_programs(1) + chunk) * count
     tl.store(row + cluster, tl.histogram(label, K, mask=tokens < n), mask=cluster < count)
+
+
+@triton.jit
+def _scan(
+    counts,
+    sizes,
+    starts,
+    places,
+    chunks,
+    count,
+    CHUNKS: tl.constexpr,
+    CLUSTERS: tl.constexpr,
+    K: tl.constexpr,
+):
+    """First place of each of a block of clusters, and the first in each chunk of positions."""
+    problem = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * CLUSTERS
+    sizes += problem * count
+    every = tl.arange(0, K)
+    before = tl.sum(tl.load(sizes + every, mask=every < begin, other=0))
+    cluster = begin + tl.arange(0, CLUSTERS)
+    size = tl.load(sizes + cluster, mask=cluster < count, other=0)
+    start = before + tl.cumsum(size, axis=0) - size
+    tl.store(starts + problem * count + cluster, start, mask=cluster < count)
+    chunk = tl.arange(0, CHUNKS)
+    at = (problem * chunks + chunk)[:, None] * count + cluster[None, :]
+    used = (chunk < chunks)[:, None] & (cluster < count)[None, :]
+    members = tl.load(counts + at, mask=used, other=0)
+    tl.store(places + at, start[None, :] + tl.cumsum(members, axis=0) - members, mask=used)
 
 
 @triton.jit

@@ -79,6 +79,33 @@ def test_the_division_of_the_work_changes_nothing(device: str, monkeypatch: pyte
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
+def test_three_quarters_of_a_power_of_two_are_two_tiles(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both products: of 64 clusters, 16 wait for outliers."""
+    monkeypatch.setattr(kernels, "_WIDE", {**kernels._WIDE, "REST": 16})
+    assert (tiles := kernels._tiles(kernels._WIDE, 48, 16, torch.float32))["CLUSTERS"] == 32
+    assert tiles["REST"] == 16
+    keys = torch.randn(1, 1024, 16, generator=torch.Generator().manual_seed(3))
+    init = keys[:, initial_positions(1024, 64, 0)]
+    expected = naive(keys, 16, max_iters=3, init=init)
+    pool, slot_ids = keys.view(1024, 1, 16).to(device), torch.arange(1024, device=device)[None]
+    actual = fields(kmeans_pool_triton(pool, slot_ids, 16, max_iters=3, init=init[:, :48].to(device)))
+    for one, two in zip(actual, fields(expected), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [64, 128, 256])
+@pytest.mark.parametrize("rest", [0, 16, 64])
+@pytest.mark.parametrize("count", [1, 16, 48, 49, 96, 192, 200, 300, 384])
+def test_tiles_hold_all_clusters_in_as_few_blocks_as_fit(most: int, rest: int, count: int) -> None:
+    tiles = kernels._tiles({"CLUSTERS": most, "REST": rest}, count, 128, torch.bfloat16)
+    block = tiles["CLUSTERS"] + tiles["REST"]
+    assert tiles["REST"] == 0 or rest <= tiles["REST"] == tiles["CLUSTERS"] // 2
+    assert 16 <= tiles["CLUSTERS"] <= most
+    blocks = -(-count // block)
+    assert blocks == -(-count // most)
+    assert block <= most
+
+
 def test_keys_of_8_bits_are_multiplied_as_the_centroids_are(device: str) -> None:
     pool = torch.randn(300, 2, 16, generator=torch.Generator().manual_seed(2)).to(torch.float8_e4m3fn)
     slot_ids = torch.arange(300)[None]
