@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROTO = {"tactic.v1", "tactic.worker.v1"}
 ALLOWED = {
-    "kernels": {"torch", "triton", "flashinfer", "tactic.kernels"},
+    "kernels": {"torch", "triton", "tactic.kernels"},
     "workers": PROTO
     | {"tactic.kernels", "tactic.workers", "torch", "sglang", "ray", "zmq", "msgspec", "numpy", "pydantic"}
     | {"transformers", "matplotlib"}

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 sys.path.insert(0, str(Path(__file__).parent))
 from captured import capture
+from flashinfer_decode import FlashInferDecode
 from peers.quest import PAGE, QuestRunner, build_pages
 from prefill import layer_prefill_ms
 from read_rows import read_rows
@@ -31,7 +32,6 @@ from workload import Layer, Workload, build, logits_of
 from tactic.kernels.decode.runner import DecodeRunner
 from tactic.kernels.estimators import Fit, estimator_id
 from tactic.kernels.index import DecodeOptions
-from tactic.kernels.sparse_decode.flashinfer import FlashInferDecode
 from tactic.workers.evaluation.analysis.cost import median_graph_ms
 
 CASES: dict[str, dict[str, Any]] = {
