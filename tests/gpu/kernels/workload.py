@@ -137,11 +137,12 @@ def make_index(
         cluster_size=cluster_size,
         device=k_pool.device,
     )
+    units = table.unit.tolist()  # here, as it waits for the device
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(QUEUED)
     begin.record()
     for request in range(batch):
-        _index(arena, table, request, k_pool, req_to_token[request], lengths, cluster_size)
+        _index(arena, units[request], k_pool, req_to_token[request], lengths, cluster_size)
     end.record()
     end.synchronize()
     return arena, begin.elapsed_time(end) / batch
@@ -177,15 +178,13 @@ def _calibrate(
 
 def _index(
     arena: LayerArena,
-    table: SegmentTable,
-    request: int,
+    units: list[int],
     k_pool: Tensor,
     slot_ids: Tensor,
     lengths: list[int],
     cluster_size: int,
 ) -> None:
-    """Clusters one request: the full segments in one call, then the rest."""
-    units = table.unit[request].tolist()
+    """Clusters one request, its segments to `units`: the full ones in one call, then the rest."""
     full = sum(n == SEGMENT for n in lengths)
     if full:
         ids = slot_ids[: full * SEGMENT].view(full, SEGMENT)

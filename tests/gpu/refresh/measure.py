@@ -3,8 +3,8 @@
     python tests/gpu/refresh/measure.py --out refresh.json [--parts mps turns generation]
 
 `mps`, `turns`: a request decodes while a clustering worker is idle, then while it re-clusters one and the
-same job again and again, in the engine's own memory; under MPS with a tenth of the GPU, and in turns,
-throttled.
+same job again and again, in the engine's own memory; under MPS with a small share of the GPU, and in
+turns, throttled.
 `dedicated`: the same with a second GPU for the worker.
 `generation`: two equal requests generate, one is refreshed, the other never; the attention share that they
 reach is measured at some of their steps. After `--limit` seconds they end, however far they have come.
