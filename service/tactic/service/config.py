@@ -160,7 +160,7 @@ class RefreshSettings(_Section):
     """What is clustered again: the open segment and the tail, or the whole context."""
     placement: Literal["cpu", "colocated", "dedicated"] = "cpu"
     """Where clustering workers run: spare cores, a share of a decode GPU, or a GPU of their own."""
-    mps_percentage: Annotated[int, Field(ge=0, le=100)] = 10
+    mps_percentage: Annotated[int, Field(ge=0, le=100)] = 5
     """Colocated: percentage of the GPU's multiprocessors that they get, by NVIDIA MPS; 0 does without MPS."""
     duty: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the time that they compute; 0 takes all of it, or 0.05 if colocated without MPS."""

@@ -41,7 +41,7 @@ class RefreshConfig(BaseModel):
     scope: Literal["tail", "full"] = "tail"
     placement: Literal["cpu", "colocated", "dedicated"] = "cpu"
     timeout_s: float = Field(default=60.0, gt=0)
-    mps_percentage: int = Field(default=10, ge=0, le=100)
+    mps_percentage: int = Field(default=5, ge=0, le=100)
     """Share of a decode GPU's multiprocessors for a colocated actor, by NVIDIA MPS; 0 runs it without MPS."""
     duty: float = Field(default=0.0, ge=0, le=1)
     """Share of the time that an actor computes; 0 takes all of it, or `SHARED_DUTY` colocated without MPS."""
