@@ -35,7 +35,7 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("gpu/cluster", "gpu/engine", "support")]
-from calibrated import STATIC, Calibrated, layers_that_fit, shaped
+from calibrated import STATIC, Calibrated, layers_that_fit, with_layers
 from checkpoint import write_checkpoint
 from dense_switch import switchable, use_dense_attention
 from engines import SHAPES, Engine, device_name, prepare_environment, random_prompt
@@ -122,9 +122,7 @@ def _speed(arguments: Namespace, contexts: Sequence[int]) -> Figures:
     with (
         switchable(),
         attention_skipped(),
-        Engine(
-            arguments.model, "tactic", tp_size=GPUS, **shaped(arguments.model, layers), **limits
-        ) as engine,
+        Engine(arguments.model, "tactic", tp_size=GPUS, **with_layers(layers), **limits) as engine,
     ):
         yield "start_s", time.monotonic() - began
         found: dict[str, Any] = {}

@@ -34,7 +34,7 @@ def layers_that_fit(model: str, tokens: int, *, gpus: int = 1) -> int:
     return min(layers, int((budget * gpus / 2 - ends) / layer))
 
 
-def shaped(model: str, layers: int) -> dict[str, Any]:
+def with_layers(layers: int) -> dict[str, Any]:
     """Arguments of `Engine` for a shape with so many layers; 0 takes its own."""
     if not layers:
         return {}

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).parent))
 from apparatus import WAIT_S, Actor, Line, refreshing
-from calibrated import shaped
+from calibrated import with_layers
 from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
 from timing import p99
 
@@ -127,7 +127,7 @@ def beside_decoding(arguments: argparse.Namespace, configs: Sequence[RefreshConf
                 line,
                 configs[0],
                 room=context + 100_000,
-                **shaped(arguments.model, arguments.layers),
+                **with_layers(arguments.layers),
             )
         )
 

@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).parent))
 from apparatus import Actor, Line, refreshing
-from calibrated import STATIC, Calibrated, layers_that_fit, shaped
+from calibrated import STATIC, Calibrated, layers_that_fit, with_layers
 from dense_switch import switchable, use_dense_attention
 from engines import SHAPES, Engine, device_name, greedy, prepare_environment, random_prompt
 from skip_attention import attention_skipped
@@ -127,7 +127,7 @@ def stages(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
                 index=IndexConfig(min_clustered=1024),
                 refresh=refresh,
                 link=line.address,
-                **shaped(arguments.model, arguments.layers),
+                **with_layers(arguments.layers),
                 **limits,
             )
         )

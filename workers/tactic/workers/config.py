@@ -24,7 +24,7 @@ class IndexConfig(BaseModel):
     sinks: int = Field(default=16, ge=0, le=1024)
     threshold: float = Field(default=0.9, gt=0, le=1)
     estimator: Literal["guarded", "fit", "centroid", "exact"] = "guarded"
-    memory_share: float = Field(default=0.0, ge=0, le=1)
+    memory_share: float = Field(default=0.0, ge=0, le=0.5)
     """0 takes what indexes every token of the KV pool."""
     check_integrity: bool = False
     min_clustered: int = Field(default=4096, ge=1)
