@@ -8,7 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := service workers kernels deploy tests hatch_build.py
-# Flags of the demo and of pytest: make demo FLAGS="--tokens 32768", make test FLAGS="-k client".
+# Flags of the demo and of pytest: make demo FLAGS="--tokens 32768", make test FLAGS="-k client -n 0".
 FLAGS ?=
 
 .PHONY: help install demo test lint format bench lock clean distclean
@@ -26,7 +26,7 @@ demo: $(STAMP) ## Start everything on loopback, ask about a book, show the figur
 	@$(PYTHON) deploy/quickstart/demo.py $(FLAGS)
 
 test: $(STAMP) ## Run the tests that need no GPU
-	@$(PYTHON) -m pytest $(FLAGS)
+	@$(PYTHON) -m pytest -n 2 $(FLAGS)
 
 lint: $(STAMP) ## Check format, style and types
 	@$(PYTHON) -m ruff format --check $(SOURCES)

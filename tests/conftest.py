@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from lanes import Lanes
 from tiny_model import make_tiny_checkpoint
 
 from tactic.service.client import TacticClient
@@ -33,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keeps the settings of whoever runs the tests out of them."""
     for name in [name for name in os.environ if name.startswith("TACTIC_")]:
         del os.environ[name]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """Where `-n` asks for several processes."""
+    return Lanes(config, log)
 
 
 @dataclass(frozen=True)
