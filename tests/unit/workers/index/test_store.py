@@ -1,11 +1,13 @@
 """What the index store promises, one promise at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from tactic.workers.index.segment import Segment
+from tactic.workers.index.store import MOST_SHORT
 
 
 def lengths(segments: list[Segment]) -> list[int]:
@@ -325,3 +327,43 @@ def test_empty_prefix_and_empty_request(pools) -> None:
     pools.store.release(3)
     pools.store.release(3)
     pools.check()
+
+
+def short_turns(pools, turns: int, tokens: int) -> int:
+    """So many turns on one session, each a request of its own; most positions outside the index after one."""
+    context, most_open = torch.empty(0, dtype=torch.int32), 0
+    for _ in range(turns):
+        pools.admit(0, context)
+        pools.prefill(0, tokens)
+        most_open = max(most_open, pools.lengths[0] - pools.row(0).clustered_length)
+        context = pools.context(0)
+        pools.check()
+    return most_open
+
+
+def test_many_short_turns_stay_in_the_index(make_pools: Callable[..., Any]) -> None:
+    """Their segments are cut anew into whole ones, before they fill the table or waste memory."""
+    pools = make_pools(units=80, columns=40)
+    assert short_turns(pools, 50, pools.MIN_TOKENS + 3) < pools.MIN_TOKENS
+    row = pools.row(0)
+    assert sum(segment.length < pools.SEGMENT for segment in row.segments) <= MOST_SHORT
+    assert len(row.segments) <= 50 * 35 / pools.SEGMENT + MOST_SHORT
+    assert pools.store.counters.tokens_clustered <= 4 * pools.lengths[0]
+    assert pools.store.counters.allocation_failures == 0
+
+
+def test_few_short_turns_cluster_only_what_is_new(pools) -> None:
+    short_turns(pools, 10, 40)
+    assert pools.store.counters.tokens_clustered == pools.lengths[0]
+
+
+def test_a_row_that_is_full_is_cut_anew(make_pools: Callable[..., Any]) -> None:
+    pools = make_pools(columns=6)
+    assert short_turns(pools, 8, 40) < pools.MIN_TOKENS
+    assert lengths(pools.row(0).segments) == [64, 64, 64, 64, 64]
+
+
+def test_without_memory_to_cut_anew_short_segments_stay(make_pools: Callable[..., Any]) -> None:
+    pools = make_pools(columns=4, units=4)
+    assert short_turns(pools, 5, 40) == 40
+    assert lengths(pools.row(0).segments) == [40, 40, 40, 40]

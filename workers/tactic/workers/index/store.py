@@ -15,6 +15,9 @@ from tactic.workers.index.extents import ExtentAllocator
 from tactic.workers.index.memory import split_layers
 from tactic.workers.index.segment import Row, Segment
 
+MOST_SHORT = 16
+"""Segments of a row that are shorter than whole ones; each short turn leaves one."""
+
 
 @dataclass
 class StoreCounters:
@@ -98,6 +101,10 @@ class IndexStore:
     def extend(self, slot: int, row: Row, slots: torch.Tensor, *, complete: bool) -> list[Segment]:
         """Adds segments for the positions that have no index, to be built by the caller in this step.
 
+        Where a row's short segments have become many, all from the first of them on are cut anew, into whole
+        ones: else many short turns would fill the table's row, and waste memory. As that is done once in so
+        many turns, a position is clustered some three times at most.
+
         Args:
             slot: request slot of `row`.
             row: the row.
@@ -105,24 +112,59 @@ class IndexStore:
             complete: the prompt ends here, so the remainder after whole segments is clustered too.
 
         Returns:
-            The new segments, contiguous from the row's clustered length. Empty where there is too little to
-            cluster, or no memory: the tail is then attended exactly.
+            The new segments, contiguous up to the row's new clustered length. Empty where there is too little
+            to cluster, or no memory: the tail is then attended exactly.
         """
-        added = []
+        added = self._cut_anew(row, slots) if complete else None
+        if added is None:
+            added = self._append(row, slots, complete=complete)
+        if added:
+            self._write_row(slot, row)
+        return added
+
+    def _append(self, row: Row, slots: torch.Tensor, *, complete: bool) -> list[Segment]:
+        """Adds as many segments as there is memory for."""
+        added: list[Segment] = []
         for start, length in self.pieces(row.clustered_length, len(slots), complete=complete):
             if not self.has_room(row):
                 break
             segment = self._allocate(start, slots[start : start + length], self.clock.now)
             if segment is None:
                 break
+            self._replace(row, slice(len(row.segments), None), [segment])
+            added.append(segment)
+        return added
+
+    def _cut_anew(self, row: Row, slots: torch.Tensor) -> list[Segment] | None:
+        """Cuts all from the first short segment on anew; None if these are few, or there is no memory."""
+        short = [i for i, segment in enumerate(row.segments) if self.is_short(segment)]
+        cuts = list(self.pieces(row.clustered_length, len(slots), complete=True))
+        more = sum(length < self.segment_size for _, length in cuts)
+        few = len(short) + more <= MOST_SHORT and self.has_room(row, added=len(cuts))
+        if few or not short or not cuts:
+            return None
+        pieces = list(self.pieces(row.end_of(short[0]), len(slots), complete=True))
+        if not self.has_room(row, removed=len(row.segments) - short[0], added=len(pieces)):
+            return None
+        added = self._allocate_all(((start, slots[start : start + n]) for start, n in pieces), self.clock.now)
+        if added is not None:
+            self._replace(row, slice(short[0], None), added)
+        return added
+
+    def is_short(self, segment: Segment) -> bool:
+        """Whether a segment is no whole one."""
+        return segment.length < self.segment_size
+
+    def _replace(self, row: Row, where: slice, added: Sequence[Segment]) -> None:
+        """Puts built segments, or such as are built in this step, in the place of some of a row's."""
+        for segment in row.segments[where]:
+            segment.users -= 1
+            segment.superseded = True
+        row.segments[where] = added
+        for segment in added:
             self._keep(segment)
             self._hold(segment)
-            row.segments.append(segment)
-            added.append(segment)
-            self.counters.tokens_clustered += length
-        if added:
-            self._write_row(slot, row)
-        return added
+            self.counters.tokens_clustered += segment.length
 
     def settle(self, row: Row, slots: torch.Tensor) -> None:
         """The prefix cache has taken the row's next positions over, in slots that may be others'.
@@ -168,15 +210,9 @@ class IndexStore:
         Returns:
             The segments, all or none.
         """
-        segments: list[Segment] = []
-        for start, slots in pieces:
-            segment = self._allocate(start, slots, read_at)
-            if segment is None:
-                self.give_back(segments)
-                return None
+        segments = self._allocate_all(pieces, read_at)
+        for segment in segments or ():
             self._reserved.add(segment)
-            segments.append(segment)
-        for segment in segments:
             self.arena.blank(segment.unit, segment.length)
         return segments
 
@@ -201,16 +237,9 @@ class IndexStore:
         first = row.segments.index(replaced[0]) if replaced else len(row.segments)
         if not self.has_room(row, removed=len(replaced), added=len(segments)):
             raise ValueError(f"a row holds at most {self._max_segments} segments")
-        for segment in segments:
-            self._reserved.remove(segment)
-            self._keep(segment)
-            self._hold(segment)
-        row.segments[first : first + len(replaced)] = segments
-        for segment in replaced:
-            segment.users -= 1
-            segment.superseded = True
+        self._reserved.difference_update(segments)
+        self._replace(row, slice(first, first + len(replaced)), segments)
         row.version += 1
-        self.counters.tokens_clustered += sum(segment.length for segment in segments)
         self._write_row(slot, row)
 
     def release(self, slot: int) -> None:
@@ -243,6 +272,20 @@ class IndexStore:
             self.counters.allocation_failures += 1
             return None
         return Segment(start, len(slots), unit, units, slots.clone(), built_at)
+
+    def _allocate_all(
+        self, pieces: Iterable[tuple[int, torch.Tensor]], built_at: int
+    ) -> list[Segment] | None:
+        """Segments with such first positions and slot ids; all or none."""
+        segments: list[Segment] = []
+        for start, slots in pieces:
+            segment = self._allocate(start, slots, built_at)
+            if segment is None:
+                for other in segments:
+                    self._extents.release(other.unit, other.units)
+                return None
+            segments.append(segment)
+        return segments
 
     def _keep(self, segment: Segment) -> None:
         """Lets requests on the same prefix find a segment."""
