@@ -327,7 +327,7 @@ class Schedule:
         self.pools.drop([slot for slot in slots.tolist() if not self.holders[slot]])
 
     def _publish(self) -> None:
-        for _, reason in self.refresher.poll():
+        for _, _, reason in self.refresher.poll():
             self.seen[reason or "published"] += 1
 
     # The clustering actor --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tactic.workers.refresh.compute import flatten
 from tactic.workers.refresh.deferred import Deferred
 from tactic.workers.refresh.link import SchedulerLink
 from tactic.workers.refresh.messages import RefreshJob, RefreshReply
-from tactic.workers.refresh.refresher import Refresher
+from tactic.workers.refresh.refresher import MOST_SEGMENTS, Refresher
 
 INTERVAL = 64
 
@@ -63,10 +63,14 @@ class Bench:
     async def reply(self, reply: RefreshReply, frames: Any = ()) -> list[tuple[int, str]]:
         await self.hub.reply(0, reply, list(frames))
         async with asyncio.timeout(10):
-            while not (ended := self.refresher.poll()):
+            while not (ended := self.ended()):
                 await asyncio.sleep(0.001)
         self.pools.check()
         return ended
+
+    def ended(self) -> list[tuple[int, str]]:
+        """(request slot, reason) of what ended."""
+        return [(slot, reason) for slot, _, reason in self.refresher.poll()]
 
 
 MakeBench = Callable[..., Bench]
@@ -171,6 +175,62 @@ async def test_refresh_after_refresh_follows_the_context(make_bench: MakeBench) 
         assert row.version == version
         assert row.clustered_length == bench.pools.lengths[0]
     assert bench.refresher.published == 4
+
+
+async def test_a_long_run_of_short_segments_is_clustered_in_parts(make_bench: MakeBench) -> None:
+    """A job that takes longer than its timeout would never be done, and its keys may need much memory."""
+    bench = make_bench()
+    pools, most = bench.pools, MOST_SEGMENTS * bench.pools.SEGMENT
+    pools.admit(0)
+    pools.prefill(0, 64)
+    for _ in range(8):
+        pools.prefill(0, 40)
+    bench.decode(0, INTERVAL)
+    parts, rest = [], True
+    while rest:
+        job, frames = await bench.job()
+        parts.append([piece.length for piece in job.pieces])
+        assert await bench.answer(job, frames) == [(0, "")]
+        rest = pools.lengths[0] - pools.row(0).clustered_length >= pools.MIN_TOKENS
+        if rest:
+            bench.decode(0, INTERVAL // 4)
+    assert parts[:2] == [[64, 56], [64, 32]], "old segments are replaced as a whole"
+    assert all(sum(part) <= most for part in parts)
+    assert {segment.length for segment in pools.row(0).segments[:-1]} == {64}
+
+
+async def test_a_rest_too_short_to_be_worth_it_is_no_gap(make_bench: MakeBench) -> None:
+    """Whole segments and a few positions more, of a job that does not come to the end of the row."""
+    bench = make_bench()
+    bench.pools.admit(0)
+    for length in (40, 40, 60):
+        bench.pools.prefill(0, length)
+    bench.decode(0, INTERVAL)
+    job, frames = await bench.job()
+    assert [(p.offset, p.length) for p in job.pieces] == [(0, 64), (64, 16)]
+    assert await bench.answer(job, frames) == [(0, "")]
+
+
+async def test_keys_for_which_there_is_no_memory_are_not_sent(
+    make_bench: MakeBench, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+
+    def fail(slots: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench.refresher, "_read_keys", fail)
+    bench.pools.admit(0)
+    bench.pools.prefill(0, 104)
+    units = bench.pools.store.units_used
+    bench.decode(0, INTERVAL)
+    if in_place:
+        job, _ = await bench.job()
+        wanted = RefreshReply(job.job_id, keys_wanted="the pools are on another host")
+        assert await bench.reply(wanted) == [(0, "keys_memory")]
+    else:
+        assert bench.ended() == [(0, "keys_memory")]
+    assert bench.pools.store.units_used == units, "what was reserved is free again"
 
 
 async def test_a_request_with_nothing_to_cluster_does_not_ask(make_bench: MakeBench) -> None:
@@ -320,7 +380,7 @@ async def test_index_memory(make_bench: MakeBench) -> None:
     bench.pools.admit(0)
     bench.pools.prefill(0, 104)
     bench.decode(0, INTERVAL)
-    assert bench.refresher.poll() == [(0, "index_memory")]
+    assert bench.refresher.poll() == [(0, bench.pools.generation[0], "index_memory")]
     assert (bench.refresher.requested, bench.pools.store.units_used) == (1, 2)
     bench.decode(0, INTERVAL // 4)
     assert bench.refresher.dropped == {"index_memory": 2}
@@ -389,7 +449,7 @@ class TestInPlace:
         await bench.hub.reply(0, reply, [])
         async with asyncio.timeout(10):
             while bench.jobs.empty():
-                bench.refresher.poll()
+                bench.ended()
                 await asyncio.sleep(0.001)
         again, frames = await bench.job()
         assert (again.job_id, len(frames)) == (job.job_id, 1)
@@ -430,7 +490,7 @@ class TestInPlace:
         await bench.hub.reply(0, RefreshReply(job.job_id, error="timeout"), [])
         async with asyncio.timeout(10):
             while bench.pools.store.units_used > 5:
-                bench.refresher.poll()
+                bench.ended()
                 await asyncio.sleep(0.001)
         bench.pools.check()
 
@@ -451,22 +511,22 @@ class TestADeviceThatIsBehind:
         bench.pools.prefill(0, 104)
         bench.decode(0, INTERVAL)
         while late.queued:
-            assert bench.refresher.poll() == []
+            assert bench.ended() == []
         reply, views = bench.actor.answer(*await bench.job())
         late.reached = False
         await bench.hub.reply(0, reply, [np.frombuffer(view, np.uint8) for view in views])
         async with asyncio.timeout(10):
             while not late.queued:
-                assert bench.refresher.poll() == []
+                assert bench.ended() == []
                 await asyncio.sleep(0.001)
 
     async def test_nothing_is_published_before_it_was_looked_at(self, make_bench: MakeBench) -> None:
         bench = make_bench(deferred=(late := Late()))
         await self.answered(bench, late)
-        assert bench.refresher.poll() == []
+        assert bench.ended() == []
         assert bench.pools.row(0).version == 1
         late.reached = True
-        assert bench.refresher.poll() == [(0, "")]
+        assert bench.ended() == [(0, "")]
         bench.pools.check()
 
     async def test_positions_that_were_taken_over_meanwhile(self, make_bench: MakeBench) -> None:
@@ -474,7 +534,7 @@ class TestADeviceThatIsBehind:
         await self.answered(bench, late)
         bench.pools.row(0).takeovers += 1
         late.reached = True
-        assert bench.refresher.poll() == [(0, "slots_moved")]
+        assert bench.ended() == [(0, "slots_moved")]
         bench.pools.check()
 
     async def test_a_request_that_ended_meanwhile(self, make_bench: MakeBench) -> None:
@@ -482,7 +542,7 @@ class TestADeviceThatIsBehind:
         await self.answered(bench, late)
         bench.pools.store.release(0)
         late.reached = True
-        assert bench.refresher.poll() == [(0, "request_ended")]
+        assert bench.ended() == [(0, "request_ended")]
         bench.pools.check()
 
     async def test_a_request_that_ended_before_memory_was_reserved(self, make_bench: MakeBench) -> None:
@@ -493,6 +553,6 @@ class TestADeviceThatIsBehind:
         units = bench.pools.store.units_used
         bench.pools.store.release(0)
         late.reached = True
-        assert bench.refresher.poll() == [(0, "request_ended")]
+        assert bench.ended() == [(0, "request_ended")]
         assert bench.pools.store.units_used == units
         bench.pools.check()

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -24,6 +25,9 @@ from tactic.workers.refresh.pools import SharedPools
 from tactic.workers.refresh.verify import describe, faults, unflatten
 
 logger = logging.getLogger(__name__)
+
+MOST_SEGMENTS = 2
+"""Whole segments that a job may come to (`tail`): what takes longer than its timeout would never be done."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class _Plan:
         replaced: the segments that give way.
         tail: positions that are not clustered.
         read_at: WriteClock time at which the slots hold the keys.
+        rest: positions after these are left to the next job.
     """
 
     job_id: int
@@ -58,6 +63,7 @@ class _Plan:
     replaced: tuple[Segment, ...]
     tail: int
     read_at: int
+    rest: bool
 
     @property
     def end(self) -> int:
@@ -81,6 +87,17 @@ class _Job:
     slots: torch.Tensor
     segments: tuple[Segment, ...]
     message: RefreshJob
+
+
+class Ended(NamedTuple):
+    """A refresh that came to its end; `reason` is empty where it was published.
+
+    The request slot may have another generation by now.
+    """
+
+    slot: int
+    generation: int
+    reason: str
 
 
 class Refresher:
@@ -133,7 +150,7 @@ class Refresher:
         self._jobs: dict[int, _Job] = {}
         # By job: memory into which an actor that was given up may still write.
         self._held: dict[int, tuple[Segment, ...]] = {}
-        self._ended: list[tuple[int, str]] = []
+        self._ended: list[Ended] = []
         self._sends_keys = False
         self._device = store.table.unit.device
         self._deferred = deferred
@@ -154,12 +171,8 @@ class Refresher:
                 return True
         return False
 
-    def poll(self) -> list[tuple[int, str]]:
-        """Publishes the answers that have come; to be called between two steps.
-
-        Returns:
-            (request slot, reason) of each job that ended; the reason is empty where it was published.
-        """
+    def poll(self) -> list[Ended]:
+        """Publishes the answers that have come, and tells what ended; to be called between two steps."""
         self._deferred.advance()
         for reply, frames in self._link.receive():
             job = self._jobs.pop(reply.job_id, None)
@@ -181,10 +194,12 @@ class Refresher:
 
     def _plan(self, slot: int, row: Row, written: int) -> _Plan | None:
         """What is to be clustered now of a row with `written` keys; None if there is too little."""
-        kept = self._kept_segments(row)
-        start = kept[-1].end if kept else 0
-        replaced = tuple(row.segments[len(kept) :])
-        cuts = self._cuts(row, replaced, start, written)
+        first = self._first_open(row)
+        start, replaced = row.end_of(first), row.segments[first:]
+        if written <= row.clustered_length:
+            return None
+        replaced, end = self._fitting(replaced, start, written)
+        cuts = self._cuts(replaced, start, end)
         if not cuts:
             return None
         self.requested += 1
@@ -194,9 +209,10 @@ class Refresher:
             generation=row.generation,
             start=start,
             cuts=tuple(cuts),
-            replaced=replaced,
+            replaced=tuple(replaced),
             tail=written - row.clustered_length,
             read_at=self.store.clock.now,
+            rest=end < written,
         )
 
     def _reserve(self, plan: _Plan, slots: torch.Tensor) -> None:
@@ -240,7 +256,6 @@ class Refresher:
             self._sends_keys = True
             logger.info("keys for refreshes are sent to clustering actors: %s", reason)
         message = job.message
-        self._jobs[message.job_id] = job
 
         def send(values: list[torch.Tensor]) -> None:
             specs, frames = messages.pack(values)
@@ -252,7 +267,14 @@ class Refresher:
                 for piece in message.pieces
                 if piece.warm_unit is not None
             ]
-            self._deferred.when_here([self._read_keys(job.slots), *old], send)
+            try:
+                keys = self._read_keys(job.slots)
+            except torch.OutOfMemoryError:
+                logger.warning("no memory to read the keys of %d positions for a refresh", len(job.slots))
+                self._end(job, "keys_memory")
+                return
+            self._jobs[message.job_id] = job
+            self._deferred.when_here([keys, *old], send)
 
     # Ending ----------------------------------------------------------------------------------------------
 
@@ -271,41 +293,61 @@ class Refresher:
         clock = self._clocks.get(plan.slot)
         if clock is not None and clock.job_id == plan.job_id:
             clock.job_id = None
-            if reason:
+            if reason or plan.rest:
                 clock.due = min(clock.due, self._sooner)
         if reason:
             self.dropped[reason] += 1
         else:
             self.published += 1
-        self._ended.append((plan.slot, reason))
+        self._ended.append(Ended(plan.slot, plan.generation, reason))
 
-    def _kept_segments(self, row: Row) -> list[Segment]:
-        """The segments before what is clustered anew: all up to the open run at the end, or none."""
+    def _first_open(self, row: Row) -> int:
+        """Where what is clustered anew begins in a row's segments: at the open run at the end, or at all."""
         if self._config.scope == "full":
-            return []
-        kept = len(row.segments)
-        while kept and row.segments[kept - 1].length < self.store.segment_size:
-            kept -= 1
-        return row.segments[:kept]
+            return 0
+        first = len(row.segments)
+        while first and self.store.is_short(row.segments[first - 1]):
+            first -= 1
+        return first
 
-    def _cuts(self, row: Row, replaced: Sequence[Segment], start: int, end: int) -> list[tuple[int, int]]:
+    def _fitting(self, replaced: list[Segment], start: int, end: int) -> tuple[list[Segment], int]:
+        """Those of the segments from `start` on that one job replaces, and the end of its positions.
+
+        Short ones that fit together are longer than a whole one, unless these are all: each job gets on.
+        """
+        most = start + MOST_SEGMENTS * self.store.segment_size
+        if self._config.scope == "full" or end <= most:
+            return replaced, end
+        fitting = [segment for segment in replaced if segment.end <= most]
+        return (fitting, most) if len(fitting) == len(replaced) else (fitting, fitting[-1].end)
+
+    def _cuts(self, replaced: Sequence[Segment], start: int, end: int) -> list[tuple[int, int]]:
         """(First position, length) of the new segments. Whole old ones keep their borders, to start warm."""
         cuts = []
         for segment in replaced:
-            if segment.start == start and segment.length == self.store.segment_size:
+            if segment.start == start and not self.store.is_short(segment):
                 cuts.append((start, segment.length))
                 start = segment.end
-        if end <= row.clustered_length:
-            return []
-        return cuts + list(self.store.pieces(start, end, complete=True))
+        cuts += self.store.pieces(start, end, complete=True)
+        covered = cuts[-1][0] + cuts[-1][1] if cuts else start
+        if replaced and covered < end == replaced[-1].end:
+            # Too short to be worth it, but more segments of the row come after it.
+            cuts.append((covered, end - covered))
+        return cuts
 
     def _outdated(self, job: _Job) -> str:
         """Why a job's segments can't be shown any more, as far as the host knows; empty if they can."""
         plan, row = job.plan, self.store.row(job.plan.slot, job.plan.generation)
         if row is None:
             return "request_ended"
-        kept = len(row.segments) - len(plan.replaced)
-        if tuple(row.segments[kept:]) != plan.replaced or row.end_of(kept) != plan.start:
+        first = next((i for i, s in enumerate(row.segments) if s.start >= plan.start), len(row.segments))
+        end = first + len(plan.replaced)
+        there, after = tuple(row.segments[first:end]), row.segments[end : end + 1]
+        if (
+            there != plan.replaced
+            or row.end_of(first) != plan.start
+            or any(s.start != plan.end for s in after)
+        ):
             return "index_changed"
         if not self.store.has_room(row, removed=len(plan.replaced), added=len(job.segments)):
             return "table_full"

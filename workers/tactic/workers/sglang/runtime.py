@@ -198,9 +198,8 @@ class TacticRuntime:
         """Clusters this step's new segments in one layer, whose keys are in the pool."""
         keys = self.pool.get_key_buffer(layer)
         for length, segments in self._step.building.items():
-            seed = segments[0].start * self.pool.layer_num + layer
             slots = self._step.building_slots[length]
-            clusters = kmeans_pool(keys, slots, self.config.index.cluster_size, seed=seed)
+            clusters = kmeans_pool(keys, slots, self.config.index.cluster_size, seed=layer)
             for segment, part in zip(segments, clusters.split(len(segments)), strict=True):
                 self.store.arenas[layer].write(segment.unit, part)
 
@@ -320,17 +319,23 @@ class TacticRuntime:
 
     def _read_keys(self, slots: torch.Tensor) -> torch.Tensor:
         at = slots.to(self._device, torch.int64)
-        keys = [self.pool.get_key_buffer(layer)[at].transpose(0, 1) for layer in range(self.pool.layer_num)]
-        return torch.stack(keys)
+        first = self.pool.get_key_buffer(0)
+        heads, dim = first.shape[1:]
+        keys: torch.Tensor = first.new_empty(self.pool.layer_num, heads, len(at), dim)
+        for layer, into in enumerate(keys):
+            into.copy_(self.pool.get_key_buffer(layer)[at].transpose(0, 1))
+        return keys
 
     # Refresh and counters --------------------------------------------------------------------------------
 
     def _poll_refreshes(self) -> None:
         if self.refresher is None:
             return
-        for slot, reason in self.refresher.poll():
+        for slot, generation, reason in self.refresher.poll():
             if reason:
                 logger.info("refresh of request slot %d dropped: %s", slot, reason)
+            if self.store.row(slot, generation) is None:
+                continue  # that request has ended, and another may have its slot
             self._drift.ended(slot, published=not reason)
             monitor = self._monitors.get(slot)
             if monitor is not None:
