@@ -118,6 +118,10 @@ def test_a_spec_overrides_what_it_sets() -> None:
     assert config.link == "ipc://x"
 
 
+def test_a_spec_may_do_without_sinks() -> None:
+    assert backend_config(DeploymentSpec(index=IndexSpec(sinks=0)), "").index.sinks == 0
+
+
 def test_refresh_is_off_where_the_spec_says_so_by_leaving_it_out() -> None:
     assert not backend_config(DeploymentSpec(refresh=RefreshSpec(interval=64)), link="").refresh.enabled
     assert backend_config(DeploymentSpec(), link="").refresh.enabled

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,19 @@ async def test_all_ranks_must_say_hello(line: Line) -> None:
         await hub.wait_hello(0.2)
     links[1].send(hello(1))
     assert {h.rank for h in await hub.wait_hello(10)} == {0, 1}
+
+
+async def test_a_line_that_stands_leaves_no_file(line: Line) -> None:
+    """So that a killed worker does not either; what is connected stays so."""
+    hub, links = line
+    for rank, link in enumerate(links):
+        link.send(hello(rank))
+    await hub.wait_hello(10)
+    assert not Path(hub.address.removeprefix("ipc://")).parent.exists()
+    waiting = asyncio.create_task(hub.take_reports("a", stays=1, timeout_s=10))
+    for rank, link in enumerate(links):
+        link.send(report(rank, "a"))
+    assert len(await waiting) == 2
 
 
 async def test_a_report_is_complete_when_every_rank_told_of_every_stay(line: Line) -> None:

@@ -87,6 +87,9 @@ class SchedulerHub:
                     continue
                 case Hello():
                     self.hellos[message.rank] = message
+                    if len(self.hellos) == self.ranks:
+                        # Nobody else will connect, and a killed process leaves nothing behind.
+                        self._directory.cleanup()
                 case Gauges():
                     self.gauges[message.rank] = message
                 case RequestReport():

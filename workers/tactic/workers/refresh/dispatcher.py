@@ -200,7 +200,7 @@ class RefreshDispatcher:
             try:
                 # Behind its jobs: a process that is about to be killed at one must not answer any more.
                 await actor.snapshot.remote()
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayError:
                 await asyncio.sleep(RESTART_POLL_S)
             else:
                 return

@@ -167,7 +167,7 @@ class Supervisor:
         while True:
             try:
                 info: dict[str, Any] = await entry.handle.snapshot.remote()
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayError:
                 if record.state != WORKER_STATE_DEAD:
                     logger.warning("%s died; Ray restarts it", record.worker_id)
                     record.state = WORKER_STATE_DEAD
