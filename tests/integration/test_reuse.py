@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from turns import EVERYTHING, chat, complete, greedy, prompt, text, until
+from turns import DENSE, EVERYTHING, chat, complete, greedy, prompt, text, until
 
 from tactic.worker.v1.worker_pb2 import GetStatsRequest
 from tactic.worker.v1.worker_pb2_grpc import WorkerServiceStub
@@ -35,6 +35,23 @@ async def test_a_second_turn_computes_and_clusters_only_what_is_new(stack: Any) 
     assert second.attention.tokens_index_reused == clustered
     # The first turn's tail and answer, and the new message.
     assert new <= second.attention.tokens_clustered <= new + (log - clustered)
+
+
+async def test_many_short_turns_stay_in_the_index(stack: Any) -> None:
+    session = (await stack.client.create_session()).session_id
+    again = []
+    for turn in range(20):
+        answer = await chat(stack.client, session, text(280, seed=turn), EVERYTHING, 4)
+        log, stats = answer.usage.prompt_tokens, answer.attention
+        again.append(stats.tokens_index_reused + stats.tokens_clustered - log > 0)
+    # Once their short segments were too many, they were clustered again, into whole ones.
+    assert again.index(True) == 16
+    assert sum(again) == 1
+    fork = (await stack.client.fork_session(session)).session_id
+    sparse = await chat(stack.client, session, "And then?", EVERYTHING, ANSWER)
+    assert sparse.attention.tokens_index_reused >= log - MIN_PIECE
+    dense = await chat(stack.client, fork, "And then?", DENSE, ANSWER)
+    assert sparse.token_ids == dense.token_ids
 
 
 async def test_a_fork_shares_prefix_and_index(stack: Any) -> None:
