@@ -29,9 +29,9 @@ class AppendStore:
         Raises:
             SessionNotFoundError, SessionBusyError, AppendOpenError, OrphanedTurnError: see there.
         """
-        nonce = new_nonce()
+        keys, nonce = Keys(session_id), new_nonce()
         outcome, *values = await self._scripts.run(
-            "begin_append", Keys(session_id), args=[append_id, nonce, self._ttl_ms]
+            "begin_append", keys, [keys.appends], [append_id, nonce, self._ttl_ms]
         )
         if outcome == "DONE":
             return FinishedAppend(offset=int(values[0]), tokens=int(values[1]))
@@ -66,7 +66,7 @@ class AppendStore:
         await self._scripts.run(
             "append_chunk",
             keys,
-            [keys.log],
+            [keys.log, keys.appends],
             [
                 lease.fence,
                 new_nonce(),

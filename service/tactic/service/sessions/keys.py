@@ -37,6 +37,11 @@ class Keys:
         return self.prefix + "turns"
 
     @property
+    def appends(self) -> str:
+        """Hash: "bytes tokens" of each finished append, by append id."""
+        return self.prefix + "appends"
+
+    @property
     def tombstone(self) -> str:
         """String with a ttl: nonce of the deletion, for its replay."""
         return self.prefix + "deleted"

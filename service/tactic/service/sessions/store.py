@@ -79,8 +79,8 @@ class SessionStore:
             SessionNotFoundError: there is none of this name.
         """
         keys = Keys(session_id)
-        arguments = [new_nonce(), keys.prefix]
-        await self._scripts.run("delete", keys, [keys.log, keys.turns, keys.tombstone], arguments)
+        more_keys = [keys.log, keys.turns, keys.appends, keys.tombstone]
+        await self._scripts.run("delete", keys, more_keys, [new_nonce(), keys.prefix])
         await self._redis.zrem(SESSION_INDEX, session_id)
         # Somebody may have created it again in between.
         if await self._redis.exists(keys.meta):

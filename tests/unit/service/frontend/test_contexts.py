@@ -74,6 +74,19 @@ async def test_broken_stream_goes_on_at_another_front_end(make_system: Any) -> N
         assert again.session.token_count == second.session.token_count
 
 
+async def test_finished_append_that_is_sent_again_adds_nothing(make_system: Any) -> None:
+    async with make_system(ScriptedWorker("w0")) as system:
+        front = await system.front()
+        session = await front.session()
+        first = await front.append(session, b"one", append_id="a", prefill=False)
+        second = await front.append(session, b"and two", append_id="b", prefill=False)
+        for append_id, text, before in (("a", b"one", first), ("b", b"and two", second)):
+            again = await front.append(session, text, append_id=append_id, prefill=False)
+            assert (again.finished, again.bytes_accepted) == (True, len(text))
+            assert again.tokens_appended == before.tokens_appended
+            assert again.session.token_count == second.session.token_count
+
+
 async def test_refused_chunk_leaves_those_before_it(make_system: Any) -> None:
     async with make_system(ScriptedWorker("w0")) as system:
         front = await system.front()

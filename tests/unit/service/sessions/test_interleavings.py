@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tactic.service.sessions import (
     AppendStore,
+    FinishedAppend,
     Lease,
     SessionError,
     SessionStore,
@@ -38,6 +39,8 @@ class Model:
     output: list[int] = field(default_factory=list)
     append: str = ""
     offset: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    """Bytes, and here as many tokens, of each finished append."""
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -167,8 +170,17 @@ class Interleavings(RuleBasedStateMachine):
         model.log += tokens
         model.append, model.offset = append, model.offset + len(tokens)
         if last:
+            model.finished[append] = model.offset
             self.stale.append(model.holder)
             model.holder, model.append, model.offset = None, "", 0
+
+    @rule(data=st.data())
+    def repeat_append(self, data: st.DataObject) -> None:
+        """A client has not heard that its append is finished."""
+        name, model = self.pick(data)
+        if model.finished:
+            append, size = data.draw(st.sampled_from(sorted(model.finished.items())))
+            assert self.do(self.appends.begin(name, append)) == FinishedAppend(size, size)
 
     async def _add(self, lease: Lease, offset: int, tokens: list[int], last: bool) -> None:
         await self.appends.add(

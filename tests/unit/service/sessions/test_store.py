@@ -181,6 +181,22 @@ async def test_open_append_bars_turns_and_other_appends(stores: Stores) -> None:
             await attempt
 
 
+async def test_finished_appends_are_known_for_good(stores: Stores) -> None:
+    session = await stores.new()
+    for append_id, tokens in (("a", [1, 2]), ("b", [3])):
+        lease = await stores.appends.begin(session, append_id)
+        assert isinstance(lease, Lease)
+        await stores.append(lease, 0, tokens, last=True)
+    open_one = await stores.appends.begin(session, "c")
+    assert isinstance(open_one, Lease)
+    assert await stores.appends.begin(session, "a") == FinishedAppend(offset=2, tokens=2)
+    assert await stores.appends.begin(session, "b") == FinishedAppend(offset=1, tokens=1)
+    await stores.leases.release(open_one)
+    # A fork has none of its own yet.
+    child = await stores.sessions.fork(await stores.sessions.get(session), uuid4().hex)
+    assert isinstance(await stores.appends.begin(child.session_id, "a"), Lease)
+
+
 async def test_second_turn_at_once_is_refused(stores: Stores) -> None:
     session = await stores.new()
     await stores.begin(session, "t", [1])

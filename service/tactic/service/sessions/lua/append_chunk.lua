@@ -1,5 +1,5 @@
--- KEYS[3] log. ARGV: fence, op, append id, offset before, offset after, carry, anchor, tokens added, last (0 or 1),
--- then the packed tokens.
+-- KEYS[3] log, KEYS[4] appends. ARGV: fence, op, append id, offset before, offset after, carry, anchor, tokens added,
+-- last (0 or 1), then the packed tokens.
 local stop = refused(ARGV[1], ARGV[2])
 if stop then return stop end
 local offset = field('append_id') == ARGV[3] and field('append_offset') or '0'
@@ -11,7 +11,7 @@ redis.call('HINCRBY', meta, 'tokens', added)
 redis.call('HSET', meta, 'append_id', ARGV[3], 'append_offset', ARGV[5], 'append_tokens', sofar, 'carry', ARGV[6],
   'anchor', ARGV[7], 'tail', 'context', 'updated', now_ms(), 'op', ARGV[2])
 if ARGV[9] == '1' then
-  redis.call('HSET', meta, 'append_done', ARGV[3] .. ' ' .. ARGV[5] .. ' ' .. sofar)
+  redis.call('HSET', KEYS[4], ARGV[3], ARGV[5] .. ' ' .. sofar)
   redis.call('HDEL', meta, 'append_id', 'append_offset', 'append_tokens', 'carry', 'anchor')
   release()
 end
