@@ -28,7 +28,7 @@ ENV_DELIMITER = "__"
 ENV_ALIASES = {"TACTIC_REDIS_URL": "redis.url", "TACTIC_MODEL": "engine.model_path"}
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _host_and_port(value: str) -> str:
@@ -275,9 +275,13 @@ def _toml_entry(model: PydanticModel, name: str) -> list[str]:
     value = getattr(model, name)
     if isinstance(value, _Section):
         return []
-    # JSON strings, numbers and booleans are TOML ones too.
-    entry = f"# {name} =" if value is None else f"{name} = {json.dumps(value, default=str)}"
+    entry = f"# {name} =" if value is None else f"{name} = {_toml_value(value)}"
     return [f"# {type(model).model_fields[name].description}", entry]
+
+
+def _toml_value(value: Any) -> str:
+    # JSON strings, numbers and booleans are TOML ones too, but for surrogate pairs and a bare DEL.
+    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class ConfigError(ValueError):

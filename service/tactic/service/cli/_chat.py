@@ -12,6 +12,7 @@ from tactic.service.cli._output import answer_stats, plain, print_json
 from tactic.service.cli._session import append_file
 from tactic.service.client import AttentionMode, SamplingOptions, TacticOptions
 
+MAX_TOKENS, MAX_SEED = 2**32 - 1, 2**63 - 1
 MODES = {"tactic": AttentionMode.ATTENTION_MODE_TACTIC, "dense": AttentionMode.ATTENTION_MODE_DENSE}
 
 
@@ -30,8 +31,10 @@ def chat(
     system: Annotated[str, typer.Option(help="System message of the first turn.")] = "",
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS, help="Most tokens of an answer.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer. Repeatable.")] = None,
     mode: Annotated[str, typer.Option(help="tactic or dense attention.")] = "tactic",
     threshold: Annotated[float | None, typer.Option(help="Target share P of the attention weight.")] = None,
@@ -56,18 +59,19 @@ def chat(
         ),
         tactic=TacticOptions(mode=MODES[mode], threshold=threshold, estimator=estimator, measure=measure),
     )
+    # Here, because an event loop's first Ctrl-C would have to wait for it.
+    text = sys.stdin.read() if message == "-" else message
 
     async def body() -> None:
         async with options(context).connect() as client:
             conversation = Conversation(client, ask)
-            if session or file or message is None:
+            if session or file or text is None:
                 await conversation.open_session()
             if file:
                 await append_file(client, conversation.session_id, file)
-            if message is None:
+            if text is None:
                 await conversation.talk()
             else:
-                text = sys.stdin.read() if message == "-" else message
                 await _once(conversation, text, as_json)
 
     run(body())

@@ -58,7 +58,7 @@ class Options:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             writer.close()
-        except (OSError, TimeoutError, ValueError):
+        except (OSError, TimeoutError, ValueError, OverflowError):
             raise CliError(
                 f"no front end answers at {address}: start one with `tactic up`, or name it with --address", 3
             ) from None

@@ -62,16 +62,26 @@ class Conversation:
         messages = [Message(role="user", content=text)]
         if self._ask.system:
             messages.insert(0, Message(role="system", content=self._ask.system))
-            # The session remembers it.
-            self._ask.system = "" if self.session_id else self._ask.system
         events = self._client.chat(
             messages, session_id=self.session_id, sampling=self._ask.sampling, tactic=self._ask.tactic
         )
-        answer = await Answer.collect(events, on_text=(lambda text: None) if quiet else _print_now)
+
+        def on_text(piece: str) -> None:
+            self._remembered()
+            if not quiet:
+                _print_now(piece)
+
+        answer = await Answer.collect(events, on_text)
+        self._remembered()
         if not quiet:
             print()
             note(stats_line(answer), style="dim")
         return answer
+
+    def _remembered(self) -> None:
+        """From the first token of a turn on, the session has the system message; before, it has nothing."""
+        if self.session_id:
+            self._ask.system = ""
 
     async def talk(self) -> None:
         """Reads questions until the end of input."""

@@ -117,8 +117,20 @@ def status(
         **run(_deployment_stats(chosen)),
     }
     _print_status(report) if not as_json else print_json(report)
-    if state.dead or not all(frontend["serving"] for frontend in report["frontends"]):
+    if not _is_well(report):
         raise typer.Exit(1)
+
+
+def _is_well(report: dict[str, Any]) -> bool:
+    serving = [frontend["serving"] for frontend in report["frontends"]]
+    # One that is still starting has no front end yet.
+    return (
+        bool(serving)
+        and all(serving)
+        and all(process["alive"] for process in report["processes"])
+        and "error" not in report
+        and not any(worker["state"] == "WORKER_STATE_DEAD" for worker in report["workers"])
+    )
 
 
 async def _deployment_stats(chosen: Options) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def main() -> None:
         _fail(str(error), EXIT_NO_ANSWER)
     except CliError as error:
         _fail(str(error), error.status)
-    except (LaunchError, TacticError) as error:
+    except (LaunchError, TacticError, OSError) as error:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -60,7 +60,7 @@ def read_state(state_dir: Path) -> DeploymentState | None:
     """Returns the deployment of `state_dir`; None if there is none, or nothing of it is left to run."""
     try:
         state = DeploymentState.model_validate_json((state_dir / STATE_FILE).read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
     return state if any(process.alive for process in state.processes) else None
 

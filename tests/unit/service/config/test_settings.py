@@ -63,6 +63,7 @@ def test_config_file_by_variable_and_by_argument(monkeypatch: pytest.MonkeyPatch
         ("frontend.port", "70000", ("65535",)),
         ("redis.url", "http://x", ("redis://",)),
         ("workers.supervisor_address", "localhost", ("host:port",)),
+        ("refresh.timeout_s", "inf", ("finite number",)),
         ("refresh.scope", "everything", ("'tail' or 'full'",)),
     ],
 )
@@ -108,9 +109,10 @@ def test_placement_needs_a_gpu() -> None:
         load_settings({"engine.device": "cpu", "refresh.placement": "dedicated"})
 
 
-def test_rendered_toml_reads_back_the_same() -> None:
-    settings = load_settings({"engine.model_path": '/a "b"\\c', "index.threshold": 0.75}).settings
-    Path("out.toml").write_text(render_toml(settings))
+@pytest.mark.parametrize("path", ['/a "b"\\c', "/models/🐋/ü", "/a\x01\n\x7f"])
+def test_rendered_toml_reads_back_the_same(path: str) -> None:
+    settings = load_settings({"engine.model_path": path, "index.threshold": 0.75}).settings
+    Path("out.toml").write_text(render_toml(settings), encoding="utf-8")
     assert load_settings(config_file=Path("out.toml")).settings == settings
 
 
