@@ -49,18 +49,27 @@ async def test_unknown_session(api: Api, method: str, request_type: Any) -> None
 
 
 async def test_unknown_session_of_a_turn_and_an_append(api: Api) -> None:
-    for call in (drained(api.chat("nobody")), api.append("nobody", chunk(b"x"))):
+    calls = {
+        "session_id": drained(api.chat("nobody")),
+        "header.session_id": api.append("nobody", chunk(b"x")),
+    }
+    for field, call in calls.items():
         refusal = await refused(call)
         assert (refusal.code, refusal.reason) == (Code.NOT_FOUND, "SESSION_NOT_FOUND")
-        assert list(refusal.fields) == ["session_id"]
+        assert list(refusal.fields) == [field]
 
 
 async def test_taken_session_name(api: Api, session: str) -> None:
     create = session_pb2.CreateSessionRequest(session_id=session)
     fork = session_pb2.ForkSessionRequest(session_id=session, new_session_id=session)
-    for call in (api.sessions.CreateSession(create), api.sessions.ForkSession(fork)):
+    calls = {
+        "session_id": api.sessions.CreateSession(create),
+        "new_session_id": api.sessions.ForkSession(fork),
+    }
+    for field, call in calls.items():
         refusal = await refused(call)
         assert (refusal.code, refusal.reason) == (Code.ALREADY_EXISTS, "SESSION_EXISTS")
+        assert list(refusal.fields) == [field]
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "x" * 65, "../etc", "a\n"])
@@ -232,11 +241,15 @@ async def test_two_turns_at_once(api: Api) -> None:
     sampling = types_pb2.SamplingOptions(temperature=0, max_tokens=2000, ignore_eos=True)
     first = api.chat(session, sampling=sampling, turn_id="first")
     assert (await first.read()).HasField("started")
-    for call in (drained(api.chat(session)), api.append(session, chunk(b"x", last=True))):
+    calls = {
+        "session_id": drained(api.chat(session)),
+        "header.session_id": api.append(session, chunk(b"x", last=True)),
+    }
+    for field, call in calls.items():
         refusal = await refused(call)
         assert (refusal.code, refusal.reason) == (Code.ABORTED, "SESSION_BUSY")
         assert refusal.metadata == {"kind": "turn", "id": "first"}
-        assert "'first'" in refusal.fields["session_id"]
+        assert "'first'" in refusal.fields[field]
     first.cancel()
     await settled(api, session)
     assert len(tokens_of(await api.frames(session))) == 8

@@ -22,6 +22,15 @@ from tactic.v1.types_pb2 import SamplingOptions, TacticOptions
 DEFAULT_ADDRESS = "127.0.0.1:7700"
 MAX_MESSAGE_BYTES = 64 * 2**20
 PAGE_SIZE = 1000
+# A front end whose host vanishes says nothing more, not even that it is gone: it is asked while calls run. It
+# takes pings every 10 s or more.
+KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    # Else they cease after two while the client only listens, as it does in a turn.
+    ("grpc.http2.max_pings_without_data", 0),
+]
 
 Response = TypeVar("Response")
 
@@ -50,6 +59,7 @@ class TacticClient:
                 # A front end that comes back is found again within a second or two.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2000),
+                *KEEPALIVE,
             ],
         )
         self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)

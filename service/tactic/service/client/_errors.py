@@ -102,8 +102,12 @@ WRITE_FAILED = "Internal error from Core"
 def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> TacticError:
     """Builds the typed exception of a failed call to `target` (host:port)."""
     code = error.code()
-    # It has the three accessors of a Call that are asked for.
-    status = rpc_status.from_call(cast(grpc.Call, error))
+    try:
+        # It has the three accessors of a Call that are asked for.
+        status = rpc_status.from_call(cast(grpc.Call, error))
+    except ValueError:
+        # The call ended otherwise than its details say, for example because the status itself was too large.
+        status = None
     if status is None and code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(code, f"no front end answers at {target} ({error.details()})")
     if code is grpc.StatusCode.INTERNAL and (error.details() or "").startswith(WRITE_FAILED):

@@ -34,6 +34,8 @@ from tactic.v1 import (
 )
 
 KEEPALIVE_MS = 20_000
+# Shortest time between two signs of life that a client may ask for.
+LEAST_PING_MS = 10_000
 
 
 class FrontEnd:
@@ -82,8 +84,8 @@ class FrontEnd:
                 # A client whose host is gone must not hold a worker for ever.
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
-                # Clients may ask for signs of life as often.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+                ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
                 # A second server on the same port is a mistake, not a way to share load.
                 ("grpc.so_reuseport", 0),
             ],

@@ -71,7 +71,7 @@ class Appends:
         header = await _header(requests)
         append_id = header.append_id or uuid.uuid4().hex
         lease = await self._turns.settled(
-            lambda: self._appends.begin(header.session_id, append_id), header.session_id
+            lambda: self._appends.begin(header.session_id, append_id), self._give_back, header.session_id
         )
         if isinstance(lease, FinishedAppend):
             return header, Progress(append_id, lease.offset, lease.tokens, finished=True)
@@ -89,6 +89,10 @@ class Appends:
             if not progress.finished:
                 await asyncio.shield(asyncio.create_task(self._leases.release(lease)))
         return header, progress
+
+    async def _give_back(self, lease: Lease | FinishedAppend) -> None:
+        if isinstance(lease, Lease):
+            await self._leases.release(lease)
 
     async def _take(
         self, session: Session, lease: Lease, progress: Progress, chunk: session_pb2.AppendChunk

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -16,6 +17,7 @@ from tactic.service.sessions import (
     AppendOpenError,
     LeaseLostError,
     SessionBusyError,
+    SessionError,
     SessionExistsError,
     SessionNotFoundError,
     TurnExistsError,
@@ -28,6 +30,8 @@ DOMAIN = "tactic"
 STATUS_KEY = "grpc-status-details-bin"
 # When to try again after a failure that passes by itself.
 RETRY_S = 1.0
+# A status travels in the trailers, and gRPC takes no more than a few KiB of them.
+MOST_VIOLATIONS = 8
 
 Code = grpc.StatusCode
 
@@ -88,13 +92,32 @@ class ServiceError(Exception):
 
 
 def invalid(reason: str, *violations: Violation, **metadata: object) -> ServiceError:
-    """Builds an INVALID_ARGUMENT that blames fields."""
-    message = "; ".join(f"{v.field}: {v.description}" for v in violations)
-    return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=violations, metadata=metadata)
+    """Builds an INVALID_ARGUMENT that blames fields; of many, the first ones."""
+    named = violations[:MOST_VIOLATIONS]
+    parts = [f"{v.field}: {v.description}" for v in named]
+    if more := len(violations) - len(named):
+        parts.append(f"and {more} more")
+    return ServiceError(Code.INVALID_ARGUMENT, reason, "; ".join(parts), violations=named, metadata=metadata)
 
 
-def translate(error: Exception) -> ServiceError | None:
-    """Returns what a client is to be told of `error`, or None if it is a defect of ours."""
+@contextmanager
+def session_named_by(field: str, *kinds: type[SessionError]) -> Iterator[None]:
+    """Blames `field` for the refusals of these kinds inside the block, instead of `session_id`."""
+    try:
+        yield
+    except kinds as error:
+        if told := translate(error, field):
+            raise told from error
+        raise
+
+
+def translate(error: Exception, session_field: str = "session_id") -> ServiceError | None:
+    """Returns what a client is to be told of `error`, or None if it is a defect of ours.
+
+    Args:
+        error: any.
+        session_field: field of the request that names the session.
+    """
     message = str(error)
 
     def blame(field: str) -> list[Violation]:
@@ -104,15 +127,15 @@ def translate(error: Exception) -> ServiceError | None:
         case ServiceError():
             return error
         case SessionNotFoundError():
-            return ServiceError(Code.NOT_FOUND, "SESSION_NOT_FOUND", message, violations=blame("session_id"))
+            return ServiceError(Code.NOT_FOUND, "SESSION_NOT_FOUND", message, violations=blame(session_field))
         case SessionExistsError():
             return ServiceError(
-                Code.ALREADY_EXISTS, "SESSION_EXISTS", message, violations=blame("session_id")
+                Code.ALREADY_EXISTS, "SESSION_EXISTS", message, violations=blame(session_field)
             )
         case SessionBusyError():
             holder = {"kind": error.kind, "id": error.holder_id}
             return ServiceError(
-                Code.ABORTED, "SESSION_BUSY", message, violations=blame("session_id"), metadata=holder
+                Code.ABORTED, "SESSION_BUSY", message, violations=blame(session_field), metadata=holder
             )
         case AppendOpenError():
             append = {"append_id": error.append_id, "next_offset": error.next_offset}
@@ -120,7 +143,7 @@ def translate(error: Exception) -> ServiceError | None:
                 Code.FAILED_PRECONDITION,
                 "APPEND_OPEN",
                 message,
-                violations=blame("session_id"),
+                violations=blame(session_field),
                 metadata=append,
             )
         case WrongOffsetError():

@@ -11,12 +11,12 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tactic.service.frontend.appends import Appends
-from tactic.service.frontend.errors import Violation
+from tactic.service.frontend.errors import Violation, session_named_by
 from tactic.service.frontend.model import ServedModel
 from tactic.service.frontend.prefill import Prefiller
 from tactic.service.frontend.turns import Turns
 from tactic.service.frontend.validation import MAX_PAGE, check_labels, check_name, require
-from tactic.service.sessions import AppendOpenError, Session, SessionStore
+from tactic.service.sessions import AppendOpenError, Session, SessionError, SessionExistsError, SessionStore
 from tactic.v1 import session_pb2, session_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -94,22 +94,25 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             parent = await self._sessions.get(request.session_id)
         if parent.append is not None:
             raise AppendOpenError(parent.session_id, parent.append.append_id, parent.append.next_offset)
-        child = await self._sessions.fork(parent, request.new_session_id or uuid.uuid4().hex)
+        with session_named_by("new_session_id", SessionExistsError):
+            child = await self._sessions.fork(parent, request.new_session_id or uuid.uuid4().hex)
         return to_proto(child)
 
     async def AppendContext(
         self, requests: AsyncIterator[session_pb2.AppendContextRequest], context: Context
     ) -> session_pb2.AppendContextResponse:
         """Takes streamed text into a session."""
-        header, progress = await self._appends.run(requests)
-        if progress.finished and (header.prefill or not header.HasField("prefill")):
-            self._prefiller.start(header.session_id)
+        with session_named_by("header.session_id", SessionError):
+            header, progress = await self._appends.run(requests)
+            if progress.finished and (header.prefill or not header.HasField("prefill")):
+                self._prefiller.start(header.session_id)
+            session = await self._sessions.get(header.session_id)
         return session_pb2.AppendContextResponse(
             append_id=progress.append_id,
             bytes_accepted=progress.offset,
             tokens_appended=progress.tokens,
             finished=progress.finished,
-            session=to_proto(await self._sessions.get(header.session_id)),
+            session=to_proto(session),
         )
 
 

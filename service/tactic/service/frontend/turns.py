@@ -15,6 +15,7 @@ import grpc
 
 from tactic.service.frontend.errors import Code, ServiceError, Violation
 from tactic.service.frontend.generation import FrameStream
+from tactic.service.frontend.kept import Kept
 from tactic.service.frontend.model import ServedModel
 from tactic.service.frontend.validation import check_room, plain_messages
 from tactic.service.routing import Dispatcher, Job
@@ -23,6 +24,7 @@ from tactic.service.sessions import (
     LeaseKeeper,
     LogMovedError,
     OrphanedTurnError,
+    Resumption,
     Session,
     SessionError,
     SessionStore,
@@ -73,7 +75,7 @@ class Turns:
         self._dispatcher = dispatcher
         self._model = model
         self._default_max_tokens = default_max_tokens
-        self._settling: set[asyncio.Task[Any]] = set()
+        self._kept = Kept()
 
     async def chat(self, request: generation_pb2.ChatCompletionRequest, turn_id: str, send: Send) -> None:
         """Runs a new turn on a session, or attaches to the one of this id.
@@ -118,26 +120,30 @@ class Turns:
 
     async def settle(self, session_id: str, turn_id: str) -> None:
         """Closes a turn that was left behind, if nobody runs it: what was acknowledged goes into the log."""
-        resumption = await self._turns.resume(session_id, turn_id)
-        if resumption.lease is not None:
-            run, _, _ = await self._recover(resumption.lease)
-            log.info(
-                "turn %s of session %s was left behind after %d tokens", turn_id, session_id, len(run.output)
-            )
-            await self._interrupt(run)
+        await asyncio.shield(self._kept.start(self._settle(session_id, turn_id)))
 
-    async def settled(self, begin: Callable[[], Awaitable[Result]], session_id: str) -> Result:
-        """Calls `begin`, and again after settling a turn that was left behind and is in its way."""
+    async def settled(
+        self,
+        begin: Callable[[], Coroutine[Any, Any, Result]],
+        undo: Callable[[Result], Awaitable[None]],
+        session_id: str,
+    ) -> Result:
+        """Calls `begin`, and again after settling a turn that was left behind and is in its way.
+
+        Args:
+            begin: takes the session's lease.
+            undo: gives it back, if the caller is cancelled meanwhile.
+            session_id: the session.
+        """
         while True:
             try:
-                return await begin()
+                return await self._kept.take(begin(), undo)
             except OrphanedTurnError as orphan:
                 await self.settle(session_id, orphan.turn_id)
 
     async def close(self) -> None:
         """Waits for what is still being written."""
-        if self._settling:
-            await asyncio.wait(self._settling)
+        await self._kept.close()
 
     async def _begin(
         self, request: generation_pb2.ChatCompletionRequest, turn_id: str, digest: str
@@ -161,9 +167,10 @@ class Turns:
             prompt = await self._sessions.read_log(session)
             prompt.extend(added)
             try:
-                lease, turn = await self._turns.begin(
+                begin = self._turns.begin(
                     session, turn_id, request=request.SerializeToString(), digest=digest, prompt=added
                 )
+                lease, turn = await self._kept.take(begin, lambda begun: self._turns.drop(begun[0]))
             except (LogMovedError, OrphanedTurnError):
                 continue
             return session, lease, turn, prompt
@@ -180,7 +187,7 @@ class Turns:
     ) -> None:
         """Sends frames after `seen`; runs the turn if nobody does, else follows it."""
         while True:
-            resumption = await self._turns.resume(session_id, turn_id)
+            resumption = await self._kept.take(self._turns.resume(session_id, turn_id), self._leave)
             if resumption.lease is not None:
                 await self._resume(resumption.lease, seen, send, digest)
                 return
@@ -203,19 +210,39 @@ class Turns:
 
     async def _resume(self, lease: Lease, seen: int, send: Send, digest: str | None) -> None:
         """Goes on with a turn whose front end has left it."""
-        run, frames, request = await self._recover(lease)
         try:
+            run, frames, request = await self._recover(lease)
             if digest is not None:
                 self._check_same(run.turn, digest)
             session = await self._sessions.get(lease.session_id)
             known = await self._sessions.read_log(session)
             prompt = known[: run.turn.start] + run.turn.prompt
         except BaseException:
-            await asyncio.shield(self._keep(self._interrupt(run)))
+            await asyncio.wait([self._kept.start(self._close(lease))])
             raise
         seq = frames[-1].seq if frames else 0
         unseen = [frame for frame in frames if frame.seq > seen]
         await self._run(run, request, session.worker, prompt, unseen, seq, send)
+
+    async def _settle(self, session_id: str, turn_id: str) -> None:
+        try:
+            resumption = await self._turns.resume(session_id, turn_id)
+        except TurnNotFoundError:
+            # Its front end has dropped it since it was seen.
+            return
+        if resumption.lease is not None:
+            tokens = await self._close(resumption.lease)
+            log.info("turn %s of session %s was left behind after %d tokens", turn_id, session_id, tokens)
+
+    async def _leave(self, resumption: Resumption) -> None:
+        if resumption.lease is not None:
+            await self._close(resumption.lease)
+
+    async def _close(self, lease: Lease) -> int:
+        """Interrupts a turn that was taken over; returns how many tokens it has."""
+        run, _, _ = await self._recover(lease)
+        await self._interrupt(run)
+        return len(run.output)
 
     async def _recover(self, lease: Lease) -> tuple[_Run, list[Frame], generation_pb2.ChatCompletionRequest]:
         """Reads a turn and its frames back."""
@@ -258,10 +285,12 @@ class Turns:
                     if frame.HasField("finished"):
                         last = frame.seq, frame.SerializeToString()
                         await asyncio.shield(
-                            self._keep(self._turns.end(run.lease, run.turn, run.output, last_frame=last))
+                            self._kept.start(
+                                self._turns.end(run.lease, run.turn, run.output, last_frame=last)
+                            )
                         )
                     else:
-                        run.recording = self._keep(self._record(run, frame))
+                        run.recording = self._kept.start(self._record(run, frame))
                         await asyncio.shield(run.recording)
                     if job.worker != worker:
                         worker = job.worker
@@ -269,15 +298,16 @@ class Turns:
                     await send(frame)
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # The client has gone: told by cancellation, or by a frame that could not be written.
-            await asyncio.shield(self._keep(self._interrupt(run)))
+            await asyncio.shield(self._kept.start(self._interrupt(run)))
             raise
         except SessionError:
             # The session is deleted or another front end has the turn: nothing is left to write.
             raise
         except Exception:
-            failed_at_once = not run.output and run.turn.end == run.turn.start
+            # A client that has a frame may come back for the next one.
+            unseen_yet = seq == 0 and run.recording is None
             await asyncio.shield(
-                self._keep(self._turns.drop(run.lease) if failed_at_once else self._interrupt(run))
+                self._kept.start(self._turns.drop(run.lease) if unseen_yet else self._interrupt(run))
             )
             raise
 
@@ -293,19 +323,6 @@ class Turns:
             await self._turns.end(run.lease, run.turn, run.output, last_frame=None)
         except SessionError as error:
             log.info("turn %s needs no interruption: %s", run.lease.holder_id, error)
-
-    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts what has to be done to its end, whether or not its caller waits for it."""
-        task = asyncio.create_task(work)
-        self._settling.add(task)
-        task.add_done_callback(self._kept)
-        return task
-
-    def _kept(self, task: asyncio.Task[None]) -> None:
-        self._settling.discard(task)
-        # Whoever waits for it hears of it too; after a cancellation nobody does.
-        if not task.cancelled() and (error := task.exception()):
-            log.info("not written: %s", error)
 
     def _check_same(self, turn: Turn, digest: str) -> None:
         if turn.digest != digest:

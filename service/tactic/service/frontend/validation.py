@@ -40,7 +40,7 @@ def check_labels(labels: Iterable[tuple[str, str]]) -> list[Violation]:
     if len(pairs) > MAX_LABELS:
         return [Violation("labels", f"at most {MAX_LABELS} are taken, not {len(pairs)}")]
     return [
-        Violation(f"labels[{key[:80]}]", f"key and value may have {MAX_LABEL_CHARACTERS} characters each")
+        Violation(f"labels[{key[:16]}]", f"key and value may have {MAX_LABEL_CHARACTERS} characters each")
         for key, value in pairs
         if max(len(key), len(value)) > MAX_LABEL_CHARACTERS
     ]
@@ -123,7 +123,8 @@ def check_room(field: str, size: int, context_length: int) -> None:
 
 def unknown_model(name: str, served: str) -> ServiceError:
     """Builds the refusal of a model that is not served."""
-    text = f"model {name!r} is not served here; {served!r} is"
+    shown = name if len(name) <= 80 else f"{name[:80]}…"
+    text = f"model {shown!r} is not served here; {served!r} is"
     return ServiceError(
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",

@@ -157,3 +157,50 @@ async def rig() -> AsyncIterator[Rig]:
     async with TacticClient(address, Timeouts(reconnect=5.0)) as client:
         yield Rig(flaky, client, address)
     await server.stop(grace=None)
+
+
+class Proxy:
+    """Passes connections on to a server, until it vanishes like a host that has lost its power."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, self._port = target.rpartition(":")
+        self._connections: list[asyncio.StreamWriter] = []
+        self._gone: set[asyncio.StreamWriter] = set()
+        self._pipes: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def vanish(self) -> None:
+        """Swallows what present connections carry from now on; later ones find a healthy host."""
+        self._gone |= set(self._connections)
+
+    async def stop(self) -> None:
+        self._server.close()
+        for pipe in self._pipes:
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+        for writer in self._connections:
+            writer.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(self._host, int(self._port))
+        self._connections += [writer, server_writer]
+        self._pipes += [
+            asyncio.create_task(self._pipe(reader, server_writer)),
+            asyncio.create_task(self._pipe(server_reader, writer)),
+        ]
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
+            if writer not in self._gone:
+                writer.write(data)
+
+
+@pytest.fixture
+async def proxy(rig: Rig) -> AsyncIterator[Proxy]:
+    proxy = Proxy(rig.address)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()

@@ -1,10 +1,11 @@
+import asyncio
 import inspect
 import itertools
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import code_pb2, error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from tactic.service import client as package
 from tactic.service.client import (
@@ -17,6 +18,7 @@ from tactic.service.client import (
     FinishReason,
     InvalidRequestError,
     NotFoundError,
+    ResourceExhaustedError,
     TacticClient,
     TextDelta,
     Timeouts,
@@ -25,6 +27,7 @@ from tactic.service.client import (
     UnavailableError,
     Usage,
 )
+from tactic.service.client import _client as client_module
 from tactic.service.client._errors import from_rpc_error
 
 RETRYABLE = (code_pb2.UNAVAILABLE, "going away", error_details_pb2.ErrorInfo(reason="DRAINING"))
@@ -190,6 +193,34 @@ async def test_a_turn_that_stalls_is_given_up(rig: Any, timeouts: Timeouts) -> N
     async with TacticClient(rig.address, timeouts) as client:
         with pytest.raises(DeadlineExceededError):
             await Answer.collect(client.chat("hello", session_id="s"))
+
+
+async def test_a_turn_goes_on_elsewhere_when_its_host_vanishes(
+    rig: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [(name, value // 20) for name, value in client_module.KEEPALIVE]
+    monkeypatch.setattr(client_module, "KEEPALIVE", times)
+    rig.flaky.stall_after = 3
+    async with TacticClient(proxy.address) as client:
+        answer = Answer()
+        async with asyncio.timeout(20):
+            async for event in client.chat("hello", session_id="s"):
+                answer.add(event)
+                if answer.text == "23":
+                    proxy.vanish()
+                    rig.flaky.stall_after = 10
+    assert answer.text == "23456789"
+    assert [call.resume_after_seq for call in rig.flaky.calls] == [0, 3]
+
+
+async def test_a_status_at_odds_with_its_details_is_told_without_them() -> None:
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", status_pb2.Status(code=3).SerializeToString()))
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), trailers, details="too much metadata"
+    )
+    told = from_rpc_error(error, "host:1")
+    assert isinstance(told, ResourceExhaustedError)
+    assert str(told) == "too much metadata"
 
 
 async def test_a_write_to_a_stream_that_has_ended_counts_as_a_broken_connection() -> None:

@@ -33,6 +33,7 @@ class Front:
 
     def __init__(self, front_end: FrontEnd, address: str) -> None:
         self.front_end = front_end
+        self.address = address
         self.channel = grpc.aio.insecure_channel(
             address, options=[("grpc.max_receive_message_length", 2**27)]
         )

@@ -14,6 +14,7 @@ from contract import refused, tokens_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripted_workers import ScriptedWorker, continuation
 
+from tactic.service.client import Answer, TacticClient
 from tactic.service.launch.redis_server import RedisServer
 from tactic.service.sessions import connect
 from tactic.service.sessions.keys import Keys
@@ -112,6 +113,27 @@ async def test_turn_without_a_worker_in_time_can_be_resumed(make_system: Any) ->
         await front.ready()
         rest = await front.answer(session, turn_id="t", resume_after_seq=seen[-1].seq)
         assert tokens_of(seen + rest) == continuation(prompt, 8)
+
+
+async def test_client_comes_back_for_a_turn_that_failed_before_its_first_token(make_system: Any) -> None:
+    async with make_system(ScriptedWorker("w0", die_after=0)) as system:
+        front = await system.front(worker_wait_s=0.05)
+        session = await front.session()
+
+        async def publish_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(0.2)
+                await system.supervisor.publish()
+
+        publishing = asyncio.create_task(publish_now_and_then())
+        try:
+            async with TacticClient(front.address) as client:
+                sampling = types_pb2.SamplingOptions(max_tokens=8)
+                answer = await Answer.collect(client.chat("Hi", session_id=session, sampling=sampling))
+        finally:
+            publishing.cancel()
+        assert answer.token_ids == continuation(system.prompt("Hi"), 8)
+        assert (await front.get(session)).turn_count == 1
 
 
 async def test_no_worker_is_unavailable_at_once(make_system: Any) -> None:
