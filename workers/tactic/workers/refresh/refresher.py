@@ -302,7 +302,7 @@ class Refresher:
         self._ended.append(Ended(plan.slot, plan.generation, reason))
 
     def _first_open(self, row: Row) -> int:
-        """Where what is clustered anew begins in a row's segments: at the open run at the end, or at all."""
+        """Index of the first segment that is clustered anew: of the open run at the end, or of all."""
         if self._config.scope == "full":
             return 0
         first = len(row.segments)
@@ -313,7 +313,7 @@ class Refresher:
     def _fitting(self, replaced: list[Segment], start: int, end: int) -> tuple[list[Segment], int]:
         """Those of the segments from `start` on that one job replaces, and the end of its positions.
 
-        Short ones that fit together are longer than a whole one, unless these are all: each job gets on.
+        Where not all short ones fit, those that do are longer together than a whole one: each job makes one.
         """
         most = start + MOST_SEGMENTS * self.store.segment_size
         if self._config.scope == "full" or end <= most:
