@@ -50,7 +50,8 @@ def first_tokens(book: str, tokens: int, model: Path) -> list[int]:
 def excerpt(book: str, tokens: int, model: Path) -> str:
     """Returns the start of the book, about `tokens` tokens of it for the model, with the facts planted."""
     tokenizer = _tokenizer(model)
-    budget = tokens - sum(len(tokenizer.encode(fact.sentence + "\n\n").ids) for fact in FACTS)
+    facts = sum(len(tokenizer.encode(fact.sentence + "\n\n").ids) for fact in FACTS)
+    budget = max(0, tokens - facts)
     encoding = tokenizer.encode(book)
     text = book[: encoding.offsets[budget][0]] if budget < len(encoding.ids) else book
     paragraphs = text.split("\n\n")

@@ -276,16 +276,15 @@ def main() -> int:
     model = args.model or (
         REFERENCE_MODEL if REFERENCE_MODEL.is_dir() else make_tiny_checkpoint(state_dir / "tiny")
     )
-    settings = load_settings(
-        {
-            "state_dir": state_dir,
-            "engine.model_path": model,
-            "frontend.port": 0,
-            "refresh.interval": args.refresh_interval,
-            "index.threshold": args.threshold,
-        }
-    ).settings
+    flags = {
+        "state_dir": state_dir,
+        "engine.model_path": model,
+        "frontend.port": 0,
+        "refresh.interval": args.refresh_interval,
+        "index.threshold": args.threshold,
+    }
     try:
+        settings = load_settings(flags).settings
         with start(settings, progress=say) as deployment:
             say(f"serving {model} on {deployment.address}")
             failed = asyncio.run(_demo(deployment, args, model))
@@ -294,6 +293,8 @@ def main() -> int:
         failed = [str(error)]
     except KeyboardInterrupt:
         say("interrupted; everything is stopped")
+        if args.state_dir is None:
+            shutil.rmtree(state_dir)
         return 130
     for failure in failed:
         print(f"demo: FAILED: {failure}", file=sys.stderr)

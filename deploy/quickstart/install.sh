@@ -21,7 +21,8 @@ find_python() {
     fi
   done
   fail "Python 3.11 or 3.12 is needed; found $(python3 --version 2>/dev/null || echo none)." \
-    "On Debian or Ubuntu: sudo apt install python3 python3-venv. Elsewhere: set PYTHON3=/path/to/python3.12."
+    "On Debian 12 or Ubuntu 24.04: sudo apt install python3 python3-venv; on Ubuntu 22.04: python3.11-venv." \
+    "Elsewhere: set PYTHON3=/path/to/python3.12."
 }
 
 check_machine() {
@@ -38,7 +39,7 @@ if [ ! -x "$venv/bin/python" ]; then
   python=$(find_python)
   check_machine
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "$python lacks the venv module. On Debian or Ubuntu: sudo apt install python3-venv."
+    fail "$python lacks the venv module. On Debian or Ubuntu: sudo apt install ${python##*/}-venv."
   echo "creating $venv with $("$python" --version)"
   "$python" -m venv "$venv"
 fi

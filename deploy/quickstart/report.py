@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tactic.service.client import Answer, AttentionStats
@@ -25,7 +26,7 @@ class Checks:
     def check(self, claim: str, holds: bool, evidence: str) -> None:
         """Prints a claim with its evidence, and remembers it if it does not hold."""
         mark = "[green]✓[/]" if holds else "[red]✗[/]"
-        console.print(f"  {mark} {claim}: {evidence}", soft_wrap=True)
+        console.print(f"  {mark} {escape(claim)}: {escape(evidence)}", soft_wrap=True)
         if not holds:
             self.failed.append(f"{claim}: {evidence}")
 

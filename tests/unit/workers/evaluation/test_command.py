@@ -1,12 +1,13 @@
 """What the command line accepts and refuses."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from tactic.workers.evaluation.__main__ import main
-from tactic.workers.evaluation.arguments import tokens
+from tactic.workers.evaluation.arguments import questions, tokens
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -27,6 +28,11 @@ def test_lengths(text: str, count: int) -> None:
         (("accuracy", "--seeds", "0"), "'0' must be an integer, at least 1"),
         (("engine", "--estimator", "best"), "invalid choice: 'best'"),
         (("nothing",), "invalid choice: 'nothing'"),
+        (("accuracy", "--tasks", "niah_single_2", "qa_9"), "invalid choice: 'qa_9'"),
+        (("engine", "--tasks", "perplexity"), "invalid choice: 'perplexity'"),
+        (("accuracy", "--out", __file__), "is a file; name a folder"),
+        (("calibrate", "--out", str(Path(__file__).parent)), "is a folder; name the file to write"),
+        (("calibrate", "--out", "no such folder/x.toml"), "there is no folder 'no such folder'"),
     ],
 )
 def test_wrong_usage_is_named(
@@ -51,9 +57,17 @@ def test_what_is_not_there_is_named(
     assert f"--model: no checkpoint at '{tmp_path}'" in capsys.readouterr().err
     assert run(monkeypatch, command, *model, "--books", str(tmp_path / "none")) == 1
     assert "--books" in capsys.readouterr().err
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    assert run(monkeypatch, command, *model, "--books", str(tmp_path / "latin.txt")) == 1
+    assert "latin.txt is no UTF-8 text" in capsys.readouterr().err
     assert run(monkeypatch, command, *model, "--contexts", "256k") == 1
     assert "--contexts 262144" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sample_that_is_named_twice_is_asked_once() -> None:
+    arguments = Namespace(seeds=2, contexts=[1024, 1024], tasks=["vt", "vt"])
+    assert questions(arguments) == [(0, 1024, "vt"), (1, 1024, "vt")]
 
 
 def test_unknown_methods_are_refused_before_anything_is_loaded(

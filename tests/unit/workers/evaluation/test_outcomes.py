@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tactic.workers.evaluation import accuracy
-from tactic.workers.evaluation.analysis.interval import Interval
-from tactic.workers.evaluation.calibrate import Candidate, choose
+from tactic.workers.evaluation.analysis.interval import Interval, student_quantile
+from tactic.workers.evaluation.calibrate import Candidate, candidates, choose
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.figures import Figures
 from tactic.workers.evaluation.model import Checkpoint
@@ -200,3 +200,15 @@ def test_several_contexts_are_summed_up() -> None:
     (_, quest) = tables["Methods over all context lengths"]
     assert quest["accuracy %"] == (75.0, 0.0)
     assert quest["asked"] == 4
+
+
+def test_nothing_is_recommended_without_a_measurement() -> None:
+    with pytest.raises(EvaluationError, match="there was no time for a question and a text"):
+        candidates([])
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (30, 2.042), (31, 2.040), (60, 2.000), (1000, 1.962)]
+)
+def test_quantiles_of_student_s_t(freedom: int, quantile: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(quantile, rel=2e-3)

@@ -53,6 +53,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         nargs="+",
+        choices=[*TASKS, PERPLEXITY],
         default=[*TASKS, PERPLEXITY],
         metavar="TASK",
         help=f"some of {', '.join(TASKS)}, {PERPLEXITY} [default: all]",

@@ -69,7 +69,7 @@ def add_output(parser: ArgumentParser) -> None:
     """Adds the folder for results."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         required=True,
         metavar="DIR",
         help="folder for the result files, such as tests/bench/results",
@@ -105,7 +105,8 @@ def given(arguments: Namespace) -> dict[str, object]:
 
 def questions(arguments: Namespace) -> list[Question]:
     """Seed, context and task of every sample; seed by seed, so that a run cut short has asked all alike."""
-    return list(product(range(arguments.seeds), arguments.contexts, arguments.tasks))
+    # One that is named twice is no second sample.
+    return list(dict.fromkeys(product(range(arguments.seeds), arguments.contexts, arguments.tasks)))
 
 
 def load_checkpoint(arguments: Namespace) -> Checkpoint:
@@ -135,6 +136,24 @@ def make_builder(arguments: Namespace, tokenizer: Any, context_length: int) -> P
     return PromptBuilder(
         tokenizer, Haystack.load(arguments.books, tokenizer, tokens=longest), arguments.style
     )
+
+
+def folder(text: str) -> Path:
+    """A folder that is there or can be made: results are written only after a long run."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ArgumentTypeError(f"{text!r} is a file; name a folder")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A file that can be written."""
+    path = Path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{text!r} is a folder; name the file to write")
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"{text!r}: there is no folder {str(path.parent)!r}")
+    return path
 
 
 def tokens(text: str) -> int:

@@ -8,13 +8,19 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tactic.kernels.estimators import NAMES, Exact
 from tactic.workers.evaluation.accuracy import measure
 from tactic.workers.evaluation.analysis.interval import Interval
 from tactic.workers.evaluation.analysis.result import Result, Row, Table, device_name
-from tactic.workers.evaluation.arguments import add_cluster_size, add_contexts, add_limit, add_model, share
+from tactic.workers.evaluation.arguments import (
+    add_cluster_size,
+    add_contexts,
+    add_limit,
+    add_model,
+    new_file,
+    share,
+)
 from tactic.workers.evaluation.errors import EvaluationError
 from tactic.workers.evaluation.index import BuildIndex
 from tactic.workers.evaluation.model import pick_device
@@ -25,6 +31,7 @@ from tactic.workers.evaluation.tasks.registry import PERPLEXITY
 TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "vt", "qa_2", PERPLEXITY)
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95, 0.98)
 ESTIMATORS = tuple(name for name in NAMES if name != Exact.name)
+_NO_TIME = "--seconds: there was no time for a question and a text; give it more"
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def configure(parser: ArgumentParser) -> None:
     add_model(parser)
     add_contexts(parser, contexts=(4096, 16384))
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="TOML file for `tactic --config FILE up`"
+        "--out", type=new_file, required=True, metavar="FILE", help="TOML file for `tactic --config FILE up`"
     )
     parser.add_argument(
         "--max-lost",
@@ -81,16 +88,14 @@ def configure(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
     started = time.monotonic()
-    if not arguments.out.parent.is_dir():
-        raise EvaluationError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
     methods = [f"tactic:{name}" for name in arguments.estimators]
     index = BuildIndex(cluster_size=arguments.cluster_size)
     plan = Plan(methods, sorted(arguments.thresholds), index=index, measured=False)
     outcomes = [each for found in measure(arguments, plan, started=started) for each in found]
     found = candidates(outcomes)
     best = choose(found, arguments.max_lost, arguments.max_nats)
-    arguments.out.write_text(_toml(arguments, best))
     print(_report(arguments, found, time.monotonic() - started).as_markdown())
+    arguments.out.write_text(_toml(arguments, outcomes, best))
     if best is None:
         print("tactic eval: nothing tried is within the bounds; P = 1 is written", file=sys.stderr)
     print(f"{arguments.out} is written; start with: tactic --config {arguments.out} up", file=sys.stderr)
@@ -103,12 +108,14 @@ def candidates(outcomes: Sequence[Outcome]) -> list[Candidate]:
     Raises:
         EvaluationError: there are no questions or no texts among the outcomes.
     """
+    if not outcomes:
+        raise EvaluationError(_NO_TIME)
     found = []
     for (method, threshold), compared in comparisons(outcomes).items():
         if threshold is None:
             continue
         if compared.lost is None or compared.nats is None:
-            raise EvaluationError("--seconds: there was no time for a question and a text; give it more")
+            raise EvaluationError(_NO_TIME)
         estimator = method.partition(":")[2]
         found.append(Candidate(estimator, threshold, compared.lost, compared.nats, compared.read))
     return found
@@ -130,12 +137,13 @@ def choose(found: Sequence[Candidate], max_lost: float, max_nats: float) -> Cand
     return min(within, key=lambda candidate: candidate.read, default=None)
 
 
-def _toml(arguments: Namespace, best: Candidate | None) -> str:
+def _toml(arguments: Namespace, outcomes: Sequence[Outcome], best: Candidate | None) -> str:
     """The file. JSON strings and numbers are TOML ones, too."""
-    contexts = ", ".join(f"{context:,}" for context in arguments.contexts)
+    contexts = ", ".join(f"{context:,}" for context in sorted({each.context for each in outcomes}))
+    seeds = len({each.seed for each in outcomes})
     bounds = f"at most {arguments.max_lost:g} points of accuracy and {arguments.max_nats:g} nats a token"
     why = (
-        f"# Chosen by `tactic eval calibrate` at contexts of {contexts} tokens, {arguments.seeds} seeds.\n"
+        f"# Chosen by `tactic eval calibrate` at contexts of {contexts} tokens, {seeds} seeds.\n"
         f"# Allowed to be lost against dense attention: {bounds}.\n"
     )
     if best is None:

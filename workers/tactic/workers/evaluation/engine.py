@@ -41,7 +41,12 @@ def configure(parser: ArgumentParser) -> None:
     add_contexts(parser, contexts=(4096, 16384))
     add_output(parser)
     parser.add_argument(
-        "--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=f"some of {', '.join(TASKS)}"
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=list(TASKS),
+        metavar="TASK",
+        help=f"some of {', '.join(TASKS)} [default: all]",
     )
     parser.add_argument(
         "--thresholds",

@@ -17,7 +17,7 @@ from tactic.workers.evaluation.outcome import Outcome
 from tactic.workers.evaluation.tables import head_figures
 
 # What may differ between two parts of one run: where, how long, and how many samples.
-_FREE = {"device", "dtype", "seconds", "out", "resume", "contexts", "seeds", "tasks"}
+_FREE = {"device", "seconds", "out", "resume", "contexts", "seeds", "tasks"}
 
 
 @dataclass(frozen=True)

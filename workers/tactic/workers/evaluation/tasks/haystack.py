@@ -100,7 +100,7 @@ def _texts(path: Path) -> Iterable[str]:
     """The texts of a file or folder.
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is none, or it can't be read.
     """
     files = sorted([*path.glob("*.txt"), *path.glob("*.txt.xz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -109,7 +109,10 @@ def _texts(path: Path) -> Iterable[str]:
         )
     for file in files:
         data = file.read_bytes()
-        yield (lzma.decompress(data) if file.suffix == ".xz" else data).decode()
+        try:
+            yield (lzma.decompress(data) if file.suffix == ".xz" else data).decode()
+        except (lzma.LZMAError, UnicodeDecodeError) as error:
+            raise EvaluationError(f"--books: {file} is no UTF-8 text, or none in xz ({error})") from error
 
 
 def _join(parts: list[Source]) -> Source:
