@@ -20,7 +20,7 @@ class Segment:
         built_at: WriteClock time at which those slots held these keys.
         users: rows that refer to it.
         last_used: WriteClock time of the last bind, for eviction in LRU order.
-        superseded: a refresh has put another in its place; evicted first.
+        superseded: others have been put in its place; evicted first.
     """
 
     start: int
