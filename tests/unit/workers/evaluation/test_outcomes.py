@@ -141,7 +141,7 @@ def accuracy_run(out: Path, **changes: object) -> Namespace:
             "seeds": 1,
         },
         **{"contexts": [1900], "tasks": ["niah_single_2"], "seconds": None, "device": "cpu"},
-        **{"out": out, "resume": False},
+        **{"model": out.parent / "checkpoint", "out": out, "resume": False},
     }
     return Namespace(**arguments | changes)
 
@@ -167,6 +167,11 @@ def test_a_run_that_was_cut_short_goes_on(
 
     with pytest.raises(EvaluationError, match=r"was made with thresholds \[0.9\], not \[0.5\]"):
         accuracy.run(accuracy_run(tmp_path / "parts", thresholds=[0.5], resume=True))
+    other = tmp_path / "other" / "checkpoint"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    with pytest.raises(EvaluationError, match="was made with another checkpoint"):
+        accuracy.run(accuracy_run(tmp_path / "parts", model=other, resume=True))
     with pytest.raises(EvaluationError, match="run without --resume"):
         accuracy.run(accuracy_run(tmp_path / "none", resume=True))
 

@@ -106,7 +106,7 @@ def run(arguments: Namespace) -> int:
             tables=all_tables(outcomes),
             device=device,
             seconds=seconds,
-            data=as_record(outcomes),
+            data=as_record(outcomes, arguments.model),
         )
         return result.write(arguments.out)
 

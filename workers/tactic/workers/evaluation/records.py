@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,14 @@ class Earlier:
         return device if device in self.device.split("; ") else f"{self.device}; {device}"
 
 
-def as_record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def identity(model: Path) -> str:
+    """Tells checkpoints apart, wherever they lie: a hash of configuration and weight files' sizes."""
+    weights = sorted((file.name, file.stat().st_size) for file in model.glob("*.safetensors"))
+    configuration = (model / "config.json").read_bytes() if (model / "config.json").is_file() else b""
+    return hashlib.sha256(configuration + repr(weights).encode()).hexdigest()[:16]
+
+
+def as_record(outcomes: Sequence[Outcome], model: Path) -> dict[str, Any]:
     """Every outcome as a row of values; answers only where they are not wholly right, for reading."""
     rows = []
     for each in outcomes:
@@ -49,7 +57,7 @@ def as_record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         del plain["heads"]  # their means stand beside
         rows.append({name: round(x, 5) if isinstance(x, float) else x for name, x in plain.items()})
     table = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
-    return {"heads": head_figures(outcomes), "outcomes": table}
+    return {"checkpoint": identity(model), "heads": head_figures(outcomes), "outcomes": table}
 
 
 def load_earlier(path: Path, arguments: Namespace) -> Earlier:
@@ -76,6 +84,9 @@ def load_earlier(path: Path, arguments: Namespace) -> Earlier:
                 f"--resume: {path} was made with {name} {old.get(name)}, not {portable(value)}; "
                 "choose another --out, or the same settings"
             )
+    # Paths are compared by their last part; files of older runs do not tell more.
+    if record.get("checkpoint", own := identity(arguments.model)) != own:
+        raise EvaluationError(f"--resume: {path} was made with another checkpoint; choose another --out")
     return Earlier(outcomes, found["seconds"], found["device"])
 
 
