@@ -237,7 +237,8 @@ class IndexStore:
         first = row.segments.index(replaced[0]) if replaced else len(row.segments)
         if not self.has_room(row, removed=len(replaced), added=len(segments)):
             raise ValueError(f"a row holds at most {self._max_segments} segments")
-        self._reserved.difference_update(segments)
+        for segment in segments:
+            self._reserved.remove(segment)
         self._replace(row, slice(first, first + len(replaced)), segments)
         row.version += 1
         self._write_row(slot, row)
